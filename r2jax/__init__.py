@@ -1,0 +1,1 @@
+"""R²-dLLM in JAX: masked-diffusion language models decoded by one jitted program."""

@@ -1,0 +1,21 @@
+"""Bidirectional attention with per-row key lengths."""
+
+from __future__ import annotations
+
+import jax
+from jax import Array
+from jaxtyping import Float, Int
+
+
+def attention(
+    q: Float[Array, "B S N h"],
+    k: Float[Array, "B T K h"],
+    v: Float[Array, "B T K h"],
+    key_lengths: Int[Array, " B"] | None,
+) -> Float[Array, "B S N h"]:
+    """softmax(q kᵀ / √h) v over the first `key_lengths` keys of each row (all of them for None).
+
+    Grouped queries (N a multiple of K) share consecutive key heads. Padded keys stand at the end, so a
+    length says all there is to mask; it is what fused kernels take too.
+    """
+    return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=key_lengths)
