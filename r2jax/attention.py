@@ -13,7 +13,7 @@ def attention(
     v: Float[Array, "B T K h"],
     key_lengths: Int[Array, " B"] | None,
 ) -> Float[Array, "B S N h"]:
-    """softmax(q kᵀ / √h) v over the first `key_lengths` keys of each row (all of them for None).
+    """softmax(q kᵀ / √h) v over the first `key_lengths` keys of each row (None: all).
 
     Grouped queries (N a multiple of K) share consecutive key heads. Padded keys stand at the end, so a
     length says all there is to mask; it is what fused kernels take too.

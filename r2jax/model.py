@@ -1,12 +1,13 @@
-"""The transformer of LLaDA (and, as another configuration, of Dream): bidirectional, pre-norm, rotary.
+"""The transformer of LLaDA (and, as another configuration, of Dream): bidirectional, pre-norm,
+rotary.
 
 Legend of the shapes:
   B  rows (batch)                S  columns fed            T  columns attended to
   D  hidden size                 F  MLP's inner size       V  vocabulary
   N  query heads                 K  key/value heads        h  size of a head
 
-Weights are kept in the orientation of the checkpoint, [out, in]: loading and saving never transpose, and
-it is the orientation that the tensor cores' 8-bit products read.
+Weights are kept in the orientation of the checkpoint, [out, in]: loading and saving never
+transpose, and it is the orientation that the tensor cores' 8-bit products read.
 """
 
 from __future__ import annotations
@@ -72,8 +73,9 @@ def embed(
 ) -> Float[Array, "B S D"]:
     """Rows of `table`. The gradient of the rows in `frequent` is a plain sum, not a scatter.
 
-    About half of a masked-diffusion batch is the mask token (or padding). The gradient of a gather adds
-    all those rows into one, and the additions queue up: 100 ms a step instead of 17 (design.md §4).
+    About half of a masked-diffusion batch is the mask token (or padding). The gradient of a gather
+    adds all those rows into one, and the additions queue up: 100 ms a step instead of 17 (design.md
+    §4).
     """
     return table[tokens]
 
@@ -106,7 +108,13 @@ class Embedding(nnx.Module):
     """Token ids -> vectors."""
 
     def __init__(
-        self, vocab: int, size: int, frequent: Sequence[int], *, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        vocab: int,
+        size: int,
+        frequent: Sequence[int],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ) -> None:
         weight = 0.02 * jax.random.normal(rngs.params(), (vocab, size), jnp.float32)
         self.weight = nnx.Param(weight.astype(dtype), logical_axes=("vocab", "embed"))
@@ -119,7 +127,8 @@ class Embedding(nnx.Module):
 def rotary(
     positions: Int[Array, "B S"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B S 1 h"], Float[Array, "B S 1 h"]]:
-    """cos and sin of the half-split rotary embedding, float32, one pair for all layers and heads."""
+    """cos and sin of the half-split rotary embedding, float32, one pair for all layers and
+    heads."""
     frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None, None].astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)
@@ -127,7 +136,9 @@ def rotary(
 
 
 def rotate(
-    x: Float[Array, "B S N h"], cos: Float[Array, "B S 1 h"], sin: Float[Array, "B S 1 h"]
+    x: Float[Array, "B S N h"],
+    cos: Float[Array, "B S 1 h"],
+    sin: Float[Array, "B S 1 h"],
 ) -> Float[Array, "B S N h"]:
     """Rotate in float32 and cast back (LLaDA's rope_full_precision)."""
     x32 = x.astype(jnp.float32)
@@ -142,7 +153,8 @@ class Layer(nnx.Module):
         d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
         n, k = config.num_heads * h, config.num_kv_heads * h
         make = functools.partial(Linear, dtype=dtype, rngs=rngs)
-        # Each residual branch starts small, so that depth does not blow up the sum (GPT-2's scaling).
+        # Each residual branch starts small, so that depth does not blow up the sum (GPT-2's
+        # scaling).
         branch = 0.02 / (2 * config.num_layers) ** 0.5
         bias = config.qkv_bias
         self.attn_norm = RMSNorm(d, config.rms_norm_eps, dtype=dtype)
@@ -197,7 +209,8 @@ def _overwrite(
 
 
 class Transformer(nnx.Module):
-    """A masked-diffusion language model: token ids in, logits of every position out, no causal mask.
+    """A masked-diffusion language model: token ids in, logits of every position out, no causal
+    mask.
 
     Args:
       config: sizes.
@@ -249,10 +262,12 @@ class Transformer(nnx.Module):
           tokens: ids of the columns fed.
           positions: their rotary positions.
           key_lengths: columns of each row that are attended to (a prefix); None: all.
-          cache: keys and values of all T columns; the fed columns replace theirs from column `start` on.
+          cache: keys and values of all T columns; the fed columns replace theirs from column
+          `start` on.
             None: the fed columns are all there are.
           start: first column fed.
-          keep: this many of the first columns fed leave the cache as it was (they are attended to with
+          keep: this many of the first columns fed leave the cache as it was (they are attended to
+          with
             their old keys and values, and their outputs are of no use).
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):

@@ -1,4 +1,5 @@
-"""Mesh axes, and the one table that says which of them each logical axis of an array is split over."""
+"""Mesh axes, and the one table that says which of them each logical axis of an array is split
+over."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Megatron layout: q/k/v, gate and up are split over their outputs, o and down over their inputs, so that a
-# layer needs one reduction after attention and one after the MLP. "embed" is split only for training
-# (fsdp); a mesh for decoding leaves fsdp at 1.
+# Megatron layout: q/k/v, gate and up are split over their outputs, o and down over their inputs, so
+# that a layer needs one reduction after attention and one after the MLP. "embed" is split only for
+# training (fsdp); a mesh for decoding leaves fsdp at 1.
 RULES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
     "vocab": "tensor",
@@ -31,7 +32,8 @@ def make_mesh(
 
     Args:
       data: copies of the model, each with a part of the batch.
-      fsdp: parts that the parameters are split in between steps; the batch is split over it as well.
+      fsdp: parts that the parameters are split in between steps; the batch is split over it as
+      well.
       tensor: parts that heads, MLP and vocabulary are split in.
       devices: default all of `jax.devices()`.
 
@@ -42,8 +44,8 @@ def make_mesh(
     shape = (data, fsdp, tensor)
     if min(shape) < 1 or int(np.prod(shape)) != len(devices):
         raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {int(np.prod(shape))} devices, "
-            f"but there are {len(devices)}"
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {int(np.prod(shape))} "
+            f"devices, but there are {len(devices)}"
         )
     return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 
@@ -68,17 +70,20 @@ def named_sharding(
     """
     partition = spec(logical_axes)
     for size, axes, name in zip(shape or (), partition, logical_axes, strict=False):
-        parts = int(np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())]))
+        parts = int(
+            np.prod([mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes or ())])
+        )
         if size % parts:
             raise ValueError(
-                f"an axis {name!r} of size {size} cannot be split evenly over the {parts} devices of "
-                f"mesh axis {axes!r}"
+                f"an axis {name!r} of size {size} cannot be split evenly over the {parts} "
+                f"devices of mesh axis {axes!r}"
             )
     return NamedSharding(mesh, partition)
 
 
 def param_shardings(state: Any, mesh: Mesh) -> Any:
-    """A tree like `state` (an nnx.State or module with `logical_axes` on each Param) of shardings."""
+    """A tree like `state` (an nnx.State or module with `logical_axes` on each Param) of
+    shardings."""
     from flax import nnx
 
     def one(param: nnx.Variable) -> nnx.Variable:

@@ -1,0 +1,253 @@
+"""How an answer is decoded: `DecodeConfig`, and the two parts that a compiled program takes of
+it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple, get_args
+
+from r2jax.config import is_int
+
+Cache = Literal["none", "prefix", "dual"]
+Remasking = Literal["low_confidence", "random"]
+TokenCluster = Literal["confidence", "mid", "random"]
+TemporalEval = Literal["last", "ave", "max"]
+Transfer = Literal["schedule", "threshold", "factor"]
+
+
+class StaticDecode(NamedTuple):
+    """The part of a `DecodeConfig` that shapes the compiled program. Hashable: a jit static
+    argument."""
+
+    gen_length: int
+    block_length: int
+    cache: Cache
+    transfer: Transfer
+    remasking: Remasking
+    sample: bool
+    top_p: bool
+    confidence_cluster_size: int | None
+    """None: the rule is off (as it is when the window is longer than the block)."""
+    token_cluster: TokenCluster | None
+    temporal: bool
+    temporal_eval: TemporalEval
+    apply_rules: bool
+    eos_ids: tuple[int, ...]
+    """Tokens that end a row; empty: the whole answer is always decoded."""
+    trace: bool
+
+    @property
+    def num_blocks(self) -> int:
+        return self.gen_length // self.block_length
+
+    @property
+    def needs_key(self) -> bool:
+        return self.sample or self.remasking == "random" or self.token_cluster == "random"
+
+
+class DecodeScalars(NamedTuple):
+    """The part of a `DecodeConfig` that is traced: sweeping over it never compiles again.
+
+    Plain Python numbers (weakly typed, so equal dtypes on every call). Values of a rule that is off
+    are unused.
+    """
+
+    steps_per_block: int
+    threshold: float
+    factor: float
+    temperature: float
+    top_p: float
+    spatial_threshold: float
+    confidence_cluster_unmasked: int
+    token_cluster_size: int
+    temporal_steps: int
+    temporal_threshold: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How an answer is decoded. The defaults are R²-dLLM on LLaDA (arXiv 2604.18995, released
+    values).
+
+    None switches a rule off altogether: neither applied nor counted (None for
+    `confidence_cluster_unmasked` means no limit). `factor` beats `threshold` beats the schedule of
+    `steps`.
+
+    Raises:
+      ValueError: naming the option, its value and what would be right.
+    """
+
+    gen_length: int = 256
+    """Tokens of the answer."""
+    block_length: int | None = 32
+    """Tokens decoded together before the next block starts; None: the whole answer is one block."""
+    steps: int | None = None
+    """Denoising steps of the schedule for the whole answer; None: gen_length (one token a step)."""
+    cache: Cache = "dual"
+    threshold: float | None = 0.9
+    """Fast-dLLM: every masked token at least this confident is committed, and always the best
+    one."""
+    factor: float | None = None
+    """Fast-dLLM's rank-dependent bound: the k-th best must reach 1 - factor / (k + 1)."""
+    remasking: Remasking = "low_confidence"
+    temperature: float = 0.0
+    """0: greedy. Otherwise Gumbel noise of this scale on the logits."""
+    top_p: float | None = None
+    """Sample from the smallest set of tokens whose probabilities sum to this (after
+    temperature)."""
+    confidence_cluster_size: int | None = 3
+    """R² spatial rule (Eq. 2): window length."""
+    spatial_threshold: float | None = 0.8
+    """R² τ_s: bound of both spatial rules."""
+    confidence_cluster_unmasked: int | None = 1
+    """Already decoded tokens that a window may hold."""
+    token_cluster: TokenCluster | None = "confidence"
+    """R² spatial rule (Eq. 3): which position of a run of equal predictions is committed."""
+    token_cluster_size: int = 2
+    """Shortest run that counts."""
+    temporal_steps: int | None = 3
+    """R² temporal rule (Eq. 4): m, consecutive steps with the same prediction."""
+    temporal_threshold: float | None = 0.8
+    """R² τ_t."""
+    temporal_eval: TemporalEval = "last"
+    """Which confidence of the streak must reach τ_t."""
+    apply_rules: bool = True
+    """False: R²'s rules only count what they would have done (the paper's potential counts)."""
+    stop_at_eos: bool = False
+    """End a row after the block that holds an end-of-sequence token."""
+    eos_id: int | tuple[int, ...] | None = None
+    """Which tokens end a row; None: the model's eos."""
+
+    def __post_init__(self) -> None:
+        for name, values in (
+            ("cache", get_args(Cache)),
+            ("remasking", get_args(Remasking)),
+            ("token_cluster", (*get_args(TokenCluster), None)),
+            ("temporal_eval", get_args(TemporalEval)),
+            ("apply_rules", (True, False)),
+            ("stop_at_eos", (True, False)),
+        ):
+            if getattr(self, name) not in values:
+                choices = ", ".join(repr(v) for v in values)
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name, optional in (
+            ("gen_length", False),
+            ("block_length", True),
+            ("steps", True),
+            ("confidence_cluster_size", True),
+            ("token_cluster_size", False),
+            ("temporal_steps", True),
+        ):
+            self._check_int(name, 1, optional)
+        self._check_int("confidence_cluster_unmasked", 0, True)
+        for name in ("threshold", "spatial_threshold", "temporal_threshold"):
+            self._check_float(name, 0.0, 1.0)
+        if self.temperature is None:
+            raise ValueError("temperature must be a number (0 is greedy), got None")
+        self._check_float("factor", 0.0, None)
+        self._check_float("temperature", 0.0, None)
+        self._check_float("top_p", 0.0, 1.0)
+        if self.top_p == 0:
+            raise ValueError("top_p must be in (0, 1], got 0")
+        block = self.block_length or self.gen_length
+        if self.gen_length % block:
+            raise ValueError(
+                f"gen_length must be a multiple of block_length, got {self.gen_length} and {block}"
+            )
+        blocks = self.gen_length // block
+        steps = self.steps or self.gen_length
+        if steps % blocks:
+            raise ValueError(
+                f"steps counts for the whole answer and must be a multiple of its {blocks} blocks "
+                f"(gen_length / block_length), got {steps}"
+            )
+        eos_ids = self.eos_ids
+        if eos_ids is not None and not (
+            isinstance(eos_ids, tuple) and eos_ids and all(is_int(e) and e >= 0 for e in eos_ids)
+        ):
+            raise ValueError(f"eos_id must be a token id or a tuple of them, got {self.eos_id!r}")
+
+    def _check_int(self, name: str, low: int, optional: bool) -> None:
+        value = getattr(self, name)
+        if (value is None and optional) or (is_int(value) and value >= low):
+            return
+        raise ValueError(
+            f"{name} must be an integer of at least {low}{' or None' if optional else ''}, "
+            f"got {value!r}"
+        )
+
+    def _check_float(self, name: str, low: float, high: float | None) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not low <= value <= (float("inf") if high is None else high):
+            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+
+    @property
+    def eos_ids(self) -> tuple[int, ...] | None:
+        return (self.eos_id,) if isinstance(self.eos_id, int) else self.eos_id
+
+    @classmethod
+    def r2(cls, **overrides: Any) -> DecodeConfig:
+        """R²-dLLM: Fast-dLLM's threshold and dual cache with the three redundancy rules."""
+        return cls(**overrides)
+
+    @classmethod
+    def fast_dllm(cls, **overrides: Any) -> DecodeConfig:
+        """Fast-dLLM: threshold and dual cache; R²'s rules only count what they would do."""
+        return cls(**{"apply_rules": False, **overrides})
+
+    @classmethod
+    def vanilla(cls, **overrides: Any) -> DecodeConfig:
+        """LLaDA's own sampler: no cache, the schedule of `steps`, one token a step by default."""
+        return cls(**{"cache": "none", "threshold": None, "apply_rules": False, **overrides})
+
+    def split(self, eos_id: int, *, trace: bool = False) -> tuple[StaticDecode, DecodeScalars]:
+        """The hashable part that shapes the program and the numbers that are traced.
+
+        Args:
+          eos_id: the model's end-of-sequence token, used where `eos_id` is None.
+          trace: record the state before every forward, and which rule committed each position.
+        """
+        block = self.block_length or self.gen_length
+        window = self.confidence_cluster_size
+        spatial = self.spatial_threshold is not None
+        eos_ids = self.eos_ids if self.eos_ids is not None else (eos_id,)
+        static = StaticDecode(
+            gen_length=self.gen_length,
+            block_length=block,
+            cache=self.cache,
+            transfer=(
+                "factor"
+                if self.factor is not None
+                else "threshold"
+                if self.threshold is not None
+                else "schedule"
+            ),
+            remasking=self.remasking,
+            sample=self.temperature > 0,
+            top_p=self.temperature > 0 and self.top_p is not None,
+            confidence_cluster_size=window if spatial and window and window <= block else None,
+            token_cluster=self.token_cluster if spatial else None,
+            temporal=self.temporal_steps is not None and self.temporal_threshold is not None,
+            temporal_eval=self.temporal_eval,
+            apply_rules=self.apply_rules,
+            eos_ids=eos_ids if self.stop_at_eos else (),
+            trace=trace,
+        )
+        unmasked = self.confidence_cluster_unmasked
+        scalars = DecodeScalars(
+            steps_per_block=(self.steps or self.gen_length) // static.num_blocks,
+            threshold=float(self.threshold or 0.0),
+            factor=float(self.factor or 0.0),
+            temperature=float(self.temperature),
+            top_p=float(self.top_p or 1.0),
+            spatial_threshold=float(self.spatial_threshold or 0.0),
+            confidence_cluster_unmasked=block if unmasked is None else unmasked,
+            token_cluster_size=self.token_cluster_size,
+            temporal_steps=self.temporal_steps or 1,
+            temporal_threshold=float(self.temporal_threshold or 0.0),
+        )
+        return static, scalars

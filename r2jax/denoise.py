@@ -1,0 +1,220 @@
+"""One denoising step: what a forward's logits do to the block, and the state that the loop
+carries."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from r2jax.decode_config import DecodeScalars, StaticDecode
+from r2jax.predict import confidence, predict
+from r2jax.redundancy import Fired, Streak, confidence_cluster, temporal, token_cluster
+from r2jax.transfer import by_factor, by_schedule, by_threshold
+
+# Values of `committed_by`.
+TRANSFER, CONFIDENCE_CLUSTER, TOKEN_CLUSTER, TEMPORAL, AFTER_EOS = range(5)
+
+
+class RuleCounts(NamedTuple):
+    """Events of R²'s rules per row: windows, runs, positions."""
+
+    confidence: Int[Array, " B"]
+    token: Int[Array, " B"]
+    temporal: Int[Array, " B"]
+
+    @property
+    def total(self) -> Int[Array, " B"]:
+        """R_total."""
+        return self.confidence + self.token + self.temporal
+
+
+class Counts(NamedTuple):
+    """Redundancy: what the rules did, and what each alone would do after every transfer."""
+
+    actual: RuleCounts
+    potential: RuleCounts
+
+
+class Progress(NamedTuple):
+    """The carry: everything that one denoising step changes, but for the cache."""
+
+    answer: Int[Array, "B G"]
+    nfe: Int[Array, " B"]
+    refreshes: Int[Array, " B"]
+    counts: Counts
+    states: Int[Array, "B K G"] | None
+    committed_by: Int[Array, "B G"] | None
+    # Of the current block only:
+    passes: Int[Array, " B"]
+    streak: Streak
+    """Of the temporal rule as applied."""
+    shadow: Streak
+    """Of the temporal rule as merely counted (potential)."""
+
+
+def start(batch: int, static: StaticDecode, mask_id: int) -> Progress:
+    zero = jnp.zeros((batch,), jnp.int32)
+    counts = RuleCounts(zero, zero, zero)
+    shape = (batch, static.gen_length)
+    streak = Streak.start(batch, static.block_length)
+    return Progress(
+        answer=jnp.full(shape, mask_id, jnp.int32),
+        nfe=zero,
+        refreshes=zero,
+        counts=Counts(counts, counts),
+        states=jnp.full((*shape, static.gen_length), -1, jnp.int32) if static.trace else None,
+        committed_by=jnp.full(shape, -1, jnp.int32) if static.trace else None,
+        passes=zero,
+        streak=streak,
+        shadow=streak,
+    )
+
+
+def denoise(
+    progress: Progress,
+    logits: Float[Array, "B L V"],
+    block: Int[Array, ""] | int,
+    static: StaticDecode,
+    scalars: DecodeScalars,
+    mask_id: int,
+    keys: Array | None,
+    *,
+    full: bool,
+) -> Progress:
+    """What one forward's logits do to the block: transfer, windows, runs, streaks, in this order.
+
+    Args:
+      progress: before the forward.
+      logits: of the block's positions.
+      block: index of the block.
+      static, scalars: from `DecodeConfig.split`.
+      mask_id: the mask token.
+      keys: one key a row, or None where nothing is random.
+      full: whether the forward was a full pass.
+    """
+    length = static.block_length
+    tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
+    masked = tokens == mask_id
+    needed = jnp.any(masked, axis=1)
+
+    noise = None
+    if keys is not None:
+        noise = _position_keys(keys, progress.nfe, block * length + jnp.arange(length))
+    prediction = predict(
+        logits,
+        mask_id,
+        noise[..., 0] if noise is not None and static.sample else None,
+        scalars.temperature,
+        scalars.top_p if static.top_p else None,
+    )
+    rest = prediction.rest
+    if static.remasking == "random":
+        assert noise is not None
+        uniform = jax.vmap(jax.vmap(jax.random.uniform))(noise[..., 1])
+        rest = 1.0 / jnp.maximum(uniform, jnp.finfo(jnp.float32).tiny) - 1.0
+
+    if static.transfer == "factor":
+        transferred = by_factor(masked, rest, scalars.factor)
+    elif static.transfer == "threshold":
+        transferred = by_threshold(masked, rest, scalars.threshold)
+    else:
+        transferred = by_schedule(masked, rest, progress.passes, scalars.steps_per_block)
+
+    nothing = Fired(jnp.zeros_like(masked), jnp.zeros_like(progress.nfe))
+    top_confidence = confidence(prediction.top_rest)
+
+    def windows(masked: Bool[Array, "B L"]) -> Fired:
+        if static.confidence_cluster_size is None:
+            return nothing
+        return confidence_cluster(
+            masked,
+            confidence(rest),
+            static.confidence_cluster_size,
+            scalars.spatial_threshold,
+            scalars.confidence_cluster_unmasked,
+        )
+
+    def runs(masked: Bool[Array, "B L"]) -> Fired:
+        if static.token_cluster is None:
+            return nothing
+        uniform = None
+        if static.token_cluster == "random":
+            assert noise is not None
+            uniform = jax.vmap(jax.vmap(jax.random.uniform))(noise[..., 2])
+        return token_cluster(
+            masked,
+            prediction.top,
+            top_confidence,
+            scalars.spatial_threshold,
+            scalars.token_cluster_size,
+            static.token_cluster,
+            uniform,
+        )
+
+    def streaks(streak: Streak, masked: Bool[Array, "B L"]) -> tuple[Fired, Streak]:
+        if not static.temporal:
+            return nothing, streak
+        return temporal(
+            streak,
+            masked,
+            prediction.top,
+            top_confidence,
+            scalars.temporal_steps,
+            scalars.temporal_threshold,
+            static.temporal_eval,
+        )
+
+    # Potential: each rule alone on the state after transfer.
+    left = masked & ~transferred
+    would, shadow = streaks(progress.shadow, left)
+    potential = RuleCounts(windows(left).events, runs(left).events, would.events)
+
+    # Actual: one after the other, each seeing what the earlier ones wrote.
+    window = run = final = nothing
+    streak = progress.streak
+    if static.apply_rules:
+        window = windows(left)
+        run = runs(left & ~window.positions)
+        final, streak = streaks(streak, left & ~window.positions & ~run.positions)
+    actual = RuleCounts(window.events, run.events, final.events)
+
+    tokens = jnp.where(transferred | window.positions, prediction.token, tokens)
+    tokens = jnp.where(run.positions | final.positions, prediction.top, tokens)
+    answer = lax.dynamic_update_slice_in_dim(progress.answer, tokens, block * length, axis=1)
+
+    states, committed_by = progress.states, progress.committed_by
+    if states is not None and committed_by is not None:
+        rows = jnp.arange(len(needed))
+        index = jnp.where(needed, progress.nfe, states.shape[1])  # out of bounds: dropped
+        states = states.at[rows, index].set(progress.answer, mode="drop")
+        by = lax.dynamic_slice_in_dim(committed_by, block * length, length, axis=1)
+        for rule, positions in enumerate(
+            (transferred, window.positions, run.positions, final.positions)
+        ):
+            by = jnp.where(positions, rule, by)
+        committed_by = lax.dynamic_update_slice_in_dim(committed_by, by, block * length, axis=1)
+
+    return Progress(
+        answer=answer,
+        nfe=progress.nfe + needed,
+        refreshes=progress.refreshes + (needed if full else 0),
+        counts=jax.tree.map(jnp.add, progress.counts, Counts(actual, potential)),
+        states=states,
+        committed_by=committed_by,
+        passes=progress.passes + needed,
+        streak=streak,
+        shadow=shadow,
+    )
+
+
+def _position_keys(keys: Array, nfe: Int[Array, " B"], positions: Int[Array, " L"]) -> Array:
+    """Keys [B, L, 3] (sampling, remasking, run choice): functions of the row's key, its own NFE and
+    the position alone, never of the batch, the padding or a global step."""
+    fold = jax.random.fold_in
+    rows = jax.vmap(fold)(keys, nfe)
+    each = jax.vmap(lambda key: jax.vmap(lambda position: fold(key, position))(positions))(rows)
+    return jax.vmap(jax.vmap(lambda key: jax.random.split(key, 3)))(each)

@@ -1,0 +1,147 @@
+"""`generate`: prompts of any lengths in, a decoded batch out. The host's side of decode.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from r2jax.config import ModelConfig
+from r2jax.decode import DecodeOutput, decode
+from r2jax.decode_config import DecodeConfig
+from r2jax.model import Transformer
+from r2jax.sharding import spec
+
+# Prompt lengths are rounded up to multiples of this, so that a new length seldom compiles anew.
+BUCKET = 64
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    config: DecodeConfig | None = None,
+    key: jax.Array | None = None,
+    trace: bool = False,
+) -> DecodeOutput:
+    """Decode a batch of prompts.
+
+    Args:
+      model: from `r2jax.load`, on one device or sharded on a mesh.
+      prompts: token ids of each row; lengths may differ.
+      config: default R²-dLLM (`DecodeConfig()`).
+      key: a JAX random key, needed for temperature > 0 and random choices: one key (row i uses
+        `fold_in(key, i)`) or one a row.
+      trace: also return the state before every forward, and which rule committed each position.
+
+    Returns:
+      `DecodeOutput`; row i is what prompt i alone would give. A call with the same batch size,
+      prompt bucket and static options compiles nothing.
+
+    Raises:
+      ValueError: an empty batch or prompt, ids outside the vocabulary, the mask token in a prompt,
+      more
+        positions than the model has, a missing or misshapen key.
+    """
+    config = DecodeConfig() if config is None else config
+    check_config(config, model.config)
+    rows = check_prompts(prompts, model.config, config.gen_length)
+    static, scalars = config.split(model.config.eos_id, trace=trace)
+    keys = _row_keys(key, len(rows), static.needs_key)
+
+    lengths = np.array([len(row) for row in rows], np.int32)
+    width = -(-int(lengths.max()) // BUCKET) * BUCKET
+    tokens = np.full((len(rows), width), model.config.pad_id, np.int32)
+    for out, row in zip(tokens, rows, strict=True):
+        out[: len(row)] = row
+    arrays = (jnp.asarray(tokens), jnp.asarray(lengths))
+    if (mesh := mesh_of(model)) is not None:
+        arrays = jax.tree.map(lambda x: jax.device_put(x, _batch_sharding(mesh, x)), arrays)
+        keys = keys if keys is None else jax.device_put(keys, _batch_sharding(mesh, keys))
+    return decode(model, *arrays, static, scalars, keys)
+
+
+def mesh_of(model: Transformer) -> Mesh | None:
+    """The mesh that the model's parameters are sharded on; None for a model on one device."""
+    sharding = model.norm.weight[...].sharding
+    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+        return sharding.mesh
+    return None
+
+
+def check_config(config: DecodeConfig, model: ModelConfig) -> None:
+    """Refuse what the model cannot do, by name."""
+    for eos in config.eos_ids or ():
+        if eos >= model.vocab_size or eos == model.mask_id:
+            raise ValueError(
+                f"eos_id {eos} must be a token of the vocabulary (size {model.vocab_size}) other "
+                f"than the mask ({model.mask_id})"
+            )
+    if config.gen_length >= model.max_sequence_length:
+        raise ValueError(
+            f"gen_length {config.gen_length} leaves no room for a prompt: the model has "
+            f"{model.max_sequence_length} positions"
+        )
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int] | np.ndarray], model: ModelConfig, gen_length: int
+) -> list[np.ndarray]:
+    """The prompts as int arrays, or a ValueError naming the first wrong one."""
+    if isinstance(prompts, (str, bytes)) or (len(prompts) and isinstance(prompts[0], str)):
+        raise ValueError("prompts must be token ids; for text use r2jax.generate_text")
+    if not len(prompts):
+        raise ValueError("prompts is empty: give at least one prompt")
+    room = model.max_sequence_length - gen_length
+    rows = []
+    for i, prompt in enumerate(prompts):
+        row = np.asarray(prompt)
+        if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
+            raise ValueError(
+                f"prompt {i} must be a flat list of token ids, got shape {row.shape}, {row.dtype}"
+            )
+        if not row.size:
+            raise ValueError(f"prompt {i} is empty: a row needs at least one token")
+        if row.min() < 0 or row.max() >= model.vocab_size:
+            bad = row[(row < 0) | (row >= model.vocab_size)][0]
+            raise ValueError(
+                f"prompt {i} holds token id {bad}, outside the vocabulary [0, {model.vocab_size})"
+            )
+        if (row == model.mask_id).any():
+            raise ValueError(
+                f"prompt {i} holds the mask token ({model.mask_id}); a prompt must be fully known"
+            )
+        if len(row) > room:
+            raise ValueError(
+                f"prompt {i} has {len(row)} tokens; with gen_length {gen_length} the model's "
+                f"max_sequence_length {model.max_sequence_length} leaves room for {room}"
+            )
+        rows.append(row)
+    return rows
+
+
+def _row_keys(key: jax.Array | None, batch: int, needed: bool) -> jax.Array | None:
+    if not needed:
+        return None
+    if key is None:
+        raise ValueError(
+            "temperature > 0, remasking='random' and token_cluster='random' need `key`, for "
+            "example jax.random.key(0)"
+        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    assert key is not None
+    if key.shape == ():
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"key must be one key or one a row ({batch}), got shape {key.shape}")
+    return key
+
+
+def _batch_sharding(mesh: Mesh, x: jax.Array) -> NamedSharding:
+    """Rows over the mesh's batch axes where they divide evenly, else a copy on every device."""
+    batch = spec(("batch",))
+    parts = np.prod([mesh.shape[axis] for axis in batch[0]])
+    return NamedSharding(mesh, batch if x.shape[0] % parts == 0 else spec(()))

@@ -1,0 +1,78 @@
+"""Logits -> which token each position would get, and how sure the model is of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
+
+
+class Prediction(NamedTuple):
+    """What one forward says of the block, float32. Confidence is 1 / (1 + rest)."""
+
+    token: Int[Array, "B L"]
+    """The token that transfer and the confidence cluster would write (sampled, if sampling)."""
+    rest: Float[Array, "B L"]
+    """Its residual mass Σ_{j≠token} exp(z_j - z_token), of the untempered softmax. Rank by this:
+    close to 1 a float32 probability has no digits left to tell two positions apart, its residual
+    mass has."""
+    top: Int[Array, "B L"]
+    """The raw top-1 token, which the token cluster and the temporal rule go by."""
+    top_rest: Float[Array, "B L"]
+
+
+def confidence(rest: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Probability of a token from its residual mass."""
+    return 1.0 / (1.0 + rest)
+
+
+def residual_mass(logits: Float[Array, "B L V"], token: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """Σ_{j≠token} exp(z_j - z_token). Compares with an iota instead of gathering, so that a
+    vocabulary split over devices needs one reduction and no gather."""
+    chosen = jnp.arange(logits.shape[-1]) == token[..., None]
+    z = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1, keepdims=True)
+    return jnp.sum(jnp.where(chosen, 0.0, jnp.exp(logits - z)), axis=-1)
+
+
+def predict(
+    logits: Float[Array, "B L V"],
+    mask_id: int,
+    keys: Array | None = None,
+    temperature: Array | float = 0.0,
+    top_p: Array | float | None = None,
+) -> Prediction:
+    """The token of every position and its residual mass.
+
+    Args:
+      logits: in the model's dtype (bfloat16 is rounded before the arg-max, as in the originals).
+      mask_id: never predicted, but part of the softmax's denominator.
+      keys: a key per position [B, L] to sample with; None: greedy.
+      temperature: scale of the Gumbel noise.
+      top_p: sample from the nucleus of this mass (of the tempered distribution); None: from
+      everything.
+    """
+    z = logits.astype(jnp.float32)
+    allowed = jnp.where(jnp.arange(z.shape[-1]) == mask_id, -jnp.inf, z)
+    top = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+    top_rest = residual_mass(z, top)
+    if keys is None:
+        return Prediction(top, top_rest, top, top_rest)
+    allowed = allowed / temperature
+    if top_p is not None:
+        allowed = _nucleus(allowed, top_p)
+    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, z.shape[-1:], jnp.float32)))(keys)
+    token = jnp.argmax(allowed + noise, axis=-1).astype(jnp.int32)
+    return Prediction(token, residual_mass(z, token), top, top_rest)
+
+
+def _nucleus(logits: Float[Array, "B L V"], top_p: Array | float) -> Float[Array, "B L V"]:
+    """-inf outside the smallest set of most likely tokens whose probabilities sum to at least
+    top_p."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    p = jax.nn.softmax(ordered, axis=-1)
+    inside = jnp.cumsum(p, axis=-1) - p < top_p  # what stands before it has not reached top_p yet
+    last = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= last, logits, -jnp.inf)

@@ -1,0 +1,71 @@
+"""Fast-dLLM's choice: which masked positions of a block are committed after one forward.
+
+Every rule takes the masked positions and their residual mass (predict.py) and returns the positions
+to commit, all [batch, block]. A row without masks commits nothing.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from r2jax.predict import confidence
+
+
+def rank(masked: Bool[Array, "B L"], rest: Float[Array, "B L"]) -> Int[Array, "B L"]:
+    """How many masked positions of the row come before this one: smaller residual mass, then lower
+    index.
+
+    Counting pairs costs L² comparisons, which for a block fuse into one kernel; a sort does not.
+    """
+    index = jnp.arange(rest.shape[-1])
+    mine, other = rest[:, :, None], rest[:, None, :]
+    before = (other < mine) | ((other == mine) & (index[None, :] < index[:, None]))
+    return jnp.sum(before & masked[:, None, :], axis=-1, dtype=jnp.int32)
+
+
+def by_schedule(
+    masked: Bool[Array, "B L"],
+    rest: Float[Array, "B L"],
+    step: Int[Array, " B"],
+    steps: Int[Array, ""] | int,
+) -> Bool[Array, "B L"]:
+    """LLaDA's schedule: the block's L tokens spread evenly over `steps`, the remainder on the first
+    ones.
+
+    Args:
+      masked: positions still to decode.
+      rest: their residual mass.
+      step: the row's own forwards in this block so far.
+      steps: denoising steps of a block.
+    """
+    length = masked.shape[-1]
+    quota = length // steps + (step < length % steps)
+    return masked & (rank(masked, rest) < quota[:, None])
+
+
+def by_threshold(
+    masked: Bool[Array, "B L"],
+    rest: Float[Array, "B L"],
+    threshold: Float[Array, ""] | float,
+) -> Bool[Array, "B L"]:
+    """Everything at least `threshold` confident, and always the most confident position."""
+    return masked & ((confidence(rest) >= threshold) | (rank(masked, rest) == 0))
+
+
+def by_factor(
+    masked: Bool[Array, "B L"],
+    rest: Float[Array, "B L"],
+    factor: Float[Array, ""] | float,
+) -> Bool[Array, "B L"]:
+    """Fast-dLLM's factor: the k-th best (k >= 2) must reach 1 - factor / (k + 1); stop at the first
+    failure.
+
+    As released, a failure of the very last candidate is overlooked and it is committed as well.
+    """
+    count = jnp.sum(masked, axis=-1, keepdims=True)
+    k = rank(masked, rest) + 1
+    fails = masked & (k > 1) & (confidence(rest) < 1.0 - factor / (k + 1))
+    first_failure = jnp.min(jnp.where(fails, k, count), axis=-1, keepdims=True)
+    return masked & ((k < first_failure) | (first_failure >= count))
