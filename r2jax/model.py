@@ -21,7 +21,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from r2jax.attention import attention
+from r2jax.attention import Kernel, attention
 from r2jax.cache import Cache, LayerCache
 from r2jax.config import ModelConfig
 
@@ -167,6 +167,7 @@ class Layer(nnx.Module):
         self.up_proj = make(d, f, ("mlp", "embed"), std=0.02)
         self.down_proj = make(f, d, ("embed", "mlp"), std=branch)
         self.head_dim = h
+        self.attention_kernel: Kernel = "xla"
 
     def __call__(
         self,
@@ -187,7 +188,7 @@ class Layer(nnx.Module):
         v = heads(self.v_proj(y))
         fresh = LayerCache(k, v)
         cache = fresh if cache is None else _overwrite(cache, fresh, start, keep)
-        y = attention(q, cache.k, cache.v, key_lengths)
+        y = attention(q, cache.k, cache.v, key_lengths, self.attention_kernel)
         x = x + self.o_proj(y.reshape(*y.shape[:-2], -1))
         y = self.mlp_norm(x)
         return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)), cache
