@@ -1,0 +1,1 @@
+"""Programs that measure: speed (`eval.bench`) and quality (`eval.strategies`)."""

@@ -1,0 +1,166 @@
+"""Accuracy, NFE and time of decoding strategies on worked problems: `python -m eval.strategies`.
+
+Reads problems (JSONL of {"question", "answer"}), decodes all of them with each strategy in batches,
+grades the number after "####", and prints a table; `--output` keeps every number and the
+circumstances as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from r2jax.grading import is_correct
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import r2jax
+
+STRATEGIES = ("vanilla", "fast_dllm", "r2")
+
+
+def evaluate(
+    model: r2jax.Transformer,
+    tokenizer: Any,
+    problems: list[dict[str, str]],
+    config: r2jax.DecodeConfig,
+    batch: int,
+    advance: Any = lambda: None,
+) -> dict[str, Any]:
+    """Decode all problems and grade them.
+
+    Args:
+      model, tokenizer: from `r2jax.load` and `r2jax.load_tokenizer`.
+      problems: {"question", "answer"} each.
+      config: the strategy.
+      batch: rows decoded together; the last batch is filled up by repeating its first row.
+      advance: called after each batch.
+
+    Returns:
+      Accuracy and its standard error, means per problem, warm seconds of all batches, compile time
+      apart (the first batch runs twice), and the answers.
+    """
+    rows: list[dict[str, Any]] = []
+    warm = compile_seconds = 0.0
+    for i in range(0, len(problems), batch):
+        part = problems[i : i + batch]
+        prompts = [p["question"] for p in part]
+        prompts += prompts[:1] * (batch - len(prompts))
+        start = time.perf_counter()
+        out = r2jax.generate_text(model, tokenizer, prompts, config)
+        took = time.perf_counter() - start
+        if i == 0:
+            start = time.perf_counter()
+            out = r2jax.generate_text(model, tokenizer, prompts, config)
+            compile_seconds, took = took, time.perf_counter() - start
+            compile_seconds -= took
+        warm += took
+        counts = jax.device_get(out.counts)
+        for j, problem in enumerate(part):
+            rows.append(
+                {
+                    "question": problem["question"],
+                    "answer": problem["answer"],
+                    "text": out.texts[j],
+                    "correct": is_correct(out.texts[j], problem["answer"]),
+                    "nfe": int(out.nfe[j]),
+                    "actual": int(counts.actual.total[j]),
+                    "potential": int(counts.potential.total[j]),
+                }
+            )
+        advance()
+    right = np.array([row["correct"] for row in rows], float)
+    blocks = config.gen_length // (config.block_length or config.gen_length)
+
+    def mean(name: str) -> float:
+        return float(np.mean([row[name] for row in rows]))
+
+    return {
+        "config": {k: v for k, v in vars(config).items()},
+        "problems": len(rows),
+        "accuracy": float(right.mean()),
+        "accuracy_standard_error": float(np.sqrt(right.mean() * (1 - right.mean()) / len(rows))),
+        "nfe": mean("nfe"),
+        "nfe_per_block": mean("nfe") / blocks,
+        "r_total_actual": mean("actual"),
+        "r_total_potential": mean("potential"),
+        "seconds": warm,
+        "compile_seconds": compile_seconds,
+        "answers": rows,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m eval.strategies", description=__doc__)
+    parser.add_argument("--checkpoint", default="llada-gsm-6m", help="path, hub id or bundled name")
+    parser.add_argument("--problems", required=True, help="JSONL with question and answer")
+    parser.add_argument("--limit", type=int, help="only the first N")
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--gen-length", type=int, default=128)
+    parser.add_argument("--block-length", type=int, default=32)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as stored")
+    parser.add_argument("--output", help="JSON with every number and answer")
+    args = parser.parse_args(argv)
+
+    with open(args.problems) as file:
+        problems = [json.loads(line) for line in file][: args.limit]
+    for i, problem in enumerate(problems):
+        if not {"question", "answer"} <= problem.keys():
+            parser.error(f"{args.problems}:{i + 1}: needs the fields question and answer")
+    if not problems:
+        parser.error(f"{args.problems} holds no problems")
+    model = r2jax.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None)
+    tokenizer = r2jax.load_tokenizer(args.checkpoint)
+    batch = min(args.batch, len(problems))
+
+    results = {}
+    with Progress(console=Console(stderr=True)) as progress:
+        for name in args.strategies:
+            task = progress.add_task(name, total=-(-len(problems) // batch))
+            config = getattr(r2jax.DecodeConfig, name)(
+                gen_length=args.gen_length, block_length=args.block_length
+            )
+            results[name] = evaluate(
+                model, tokenizer, problems, config, batch, lambda t=task: progress.advance(t)
+            )
+    table = Table(
+        "strategy", "accuracy %", "± s.e.", "NFE", "NFE/block", "R actual", "R potential", "s"
+    )
+    for name, r in results.items():
+        table.add_row(
+            name,
+            f"{100 * r['accuracy']:.1f}",
+            f"{100 * r['accuracy_standard_error']:.1f}",
+            f"{r['nfe']:.1f}",
+            f"{r['nfe_per_block']:.2f}",
+            f"{r['r_total_actual']:.1f}",
+            f"{r['r_total_potential']:.1f}",
+            f"{r['seconds']:.2f}",
+        )
+    Console(width=100).print(table)
+    if args.output:
+        result = {
+            "checkpoint": args.checkpoint,
+            "problems": args.problems,
+            "batch": batch,
+            "dtype": str(model.dtype),
+            "device": jax.devices()[0].device_kind,
+            "versions": {"jax": jax.__version__, "python": platform.python_version()},
+            "strategies": results,
+        }
+        with open(args.output + ".tmp", "w") as file:
+            json.dump(result, file, indent=1)
+        os.replace(args.output + ".tmp", args.output)
+
+
+if __name__ == "__main__":
+    main()
