@@ -316,6 +316,17 @@ def test_rules_that_are_not_applied_count_on_the_state_after_transfer():
     assert row.potential == oracle.Counts(confidence=6, token=2, temporal=2)
 
 
+def test_each_rule_sees_what_the_one_before_has_left():
+    forward, _ = script(([1, 1, 1], [16, 14, 14]))
+    row = run(
+        forward, gen_length=3, block_length=3, confidence_cluster_size=2, spatial_threshold=0.5,
+        token_cluster="confidence", temporal_steps=1, temporal_threshold=0.5,
+    )  # fmt: skip
+    assert row.committed_by.tolist() == [0, 1, 1]
+    assert row.actual == oracle.Counts(confidence=2, token=0, temporal=0)
+    assert row.potential == oracle.Counts(confidence=2, token=1, temporal=2)
+
+
 def test_token_cluster_needs_no_window_but_a_threshold():
     for limit, nfe in ((13 / 16, 2), (None, 3)):
         forward, _ = script(*[([1, 1, 1], [14, 14, 16])] * 3)
