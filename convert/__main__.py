@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -141,6 +142,7 @@ def _convert(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 (verify: they differ) or 2 (an error)."""
     args = _parser().parse_args(argv)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs at length what it raises too
     try:
         if args.command == "from-hf":
             _convert(args.src, args.dst, kind="converted", force=args.force)
