@@ -79,6 +79,8 @@ def losses(out: Path) -> dict[int, float]:
 def test_learns_stops_and_resumes_bit_for_bit(
     corpus: Path, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    one = jax.devices()[:1]  # compiles in half the time
+    monkeypatch.setattr(jax, "devices", lambda: one)
     train(config_file, corpus, tmp_path / "whole")
     whole = losses(tmp_path / "whole")
     assert list(whole) == [10, 20, 30, 40]
@@ -123,24 +125,23 @@ def run_steps(
 
 
 @pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 (virtual) devices")
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_eight_devices_equal_one(corpus: Path, fsdp: int) -> None:
+def test_eight_devices_equal_one(corpus: Path) -> None:
+    """Rows split over all of them, parameters and moments over four."""
     config = dataclasses.replace(
         CONFIG, loss=dataclasses.replace(CONFIG.loss, complementary=True), batch_size=32
     )
     one, params = run_steps(config, corpus, 1)
-    eight, other = run_steps(config, corpus, 8, fsdp)
+    eight, other = run_steps(config, corpus, 8, fsdp=4)
     np.testing.assert_allclose(eight, one, rtol=1e-5)
     for name, value in params.items():
         np.testing.assert_allclose(other[name], value, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_optimizers_lower_the_loss_in_bfloat16(corpus: Path, name: str) -> None:
+def test_muon_in_bfloat16_lowers_the_loss(corpus: Path) -> None:
     config = dataclasses.replace(
         CONFIG,
         compute_dtype="bfloat16",
-        optimizer=OptimizerConfig(name=name, learning_rate=1e-2, warmup_steps=0),  # pyright: ignore
+        optimizer=OptimizerConfig(name="muon", learning_rate=1e-2, warmup_steps=0),
     )
     loss, params = run_steps(config, corpus, 1)
     assert loss[-1] < loss[0]

@@ -5,8 +5,8 @@ A corpus is a directory (`python -m train.corpus` writes one):
     prompt_length.npy  [rows]: tokens of the prompt, the assistant header included
     length.npy         [rows]: tokens of prompt and answer
     meta.json          vocab_size, mask_id, eos_id, pad_id, ...
-It stays on the device as it is stored (3 million rows of 330 uint16 are 2 GB), so that a step costs the
-host nothing; the step's rows are cut into prompt and answer there.
+It stays on the device as it is stored (3 million rows of 330 uint16 are 2 GB), so that a step costs
+the host nothing; the step's rows are cut into prompt and answer there.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
     answer_length: Int[Array, " B"]
 
 
-def take(corpus: Corpus, rows: Int[Array, " B"]) -> Batch:
+def take(corpus: Corpus, rows: Int[Array, " B"] | np.ndarray) -> Batch:
     """The rows of these indices as a batch."""
     tokens = jnp.asarray(corpus.tokens)[rows].astype(jnp.int32)
     prompt_length = jnp.asarray(corpus.prompt_length)[rows].astype(jnp.int32)
@@ -130,8 +130,8 @@ def read_corpus(directory: Path, model: ModelConfig, answer_width: int) -> Corpu
     whole = -(-(int(prompt_length.max()) + answer_width) // 64) * 64
     if whole > model.max_sequence_length:
         raise ValueError(
-            f"{directory}: rows of {whole} columns (longest prompt {int(prompt_length.max())}, answer "
-            f"{answer_width}) exceed max_sequence_length = {model.max_sequence_length}"
+            f"{directory}: rows of {whole} columns (longest prompt {int(prompt_length.max())}, "
+            f"answer {answer_width}) exceed max_sequence_length = {model.max_sequence_length}"
         )
     return Corpus(
         tokens=np.asarray(tokens),
@@ -146,8 +146,8 @@ def read_corpus(directory: Path, model: ModelConfig, answer_width: int) -> Corpu
 def row_indices(seed: int, first: int, steps: int, batch: int, rows: int) -> np.ndarray:
     """Which rows steps first ... first + steps - 1 read, int32 [steps, batch].
 
-    Every epoch visits every row once in its own order; a batch may span two epochs. A pure function of
-    its arguments, so that a resumed run reads what the uninterrupted one would have.
+    Every epoch visits every row once in its own order; a batch may span two epochs. A pure function
+    of its arguments, so that a resumed run reads what the uninterrupted one would have.
     """
     position = np.arange(first * batch, (first + steps) * batch, dtype=np.int64)
     epoch, offset = np.divmod(position, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,8 +58,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 def by_shape(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """`inner` on parameters stacked by shape.
 
-    Muon multiplies every matrix with itself fifteen times; for small matrices one batched product per
-    shape costs a fraction of the launches.
+    Muon multiplies every matrix with itself fifteen times; for small matrices one batched product
+    per shape costs a fraction of the launches.
     """
 
     def stack(tree: optax.Params | optax.Updates) -> dict[str, Array]:
@@ -67,7 +68,7 @@ def by_shape(inner: optax.GradientTransformation) -> optax.GradientTransformatio
             groups[str(leaf.shape)].append(leaf)
         return {shape: jnp.stack(leaves) for shape, leaves in groups.items()}
 
-    def unstack(stacked: dict[str, Array], like: optax.Updates) -> optax.Updates:
+    def unstack(stacked: Any, like: optax.Updates) -> optax.Updates:
         parts = {shape: iter(x) for shape, x in stacked.items()}
         return jax.tree.map(lambda leaf: next(parts[str(leaf.shape)]), like)
 

@@ -5,8 +5,8 @@ loop, export. The same command runs on one CPU, one GPU or all GPUs of a host, a
 OUT/checkpoints if there is a checkpoint.
 
 The host starts `steps_per_call` optimisation steps at once. Everything a step needs (its rows, its
-masks, its learning rate) is a pure function of (seed, step), so that a run that was stopped and resumed
-computes what an uninterrupted one computes.
+masks, its learning rate) is a pure function of (seed, step), so that a run that was stopped and
+resumed computes what an uninterrupted one computes.
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     state = restore(checkpoints, abstract, config) or initial()
 
     step = saved = int(state.step)
+    size = sum(param.size for param in state.params.values())
     print(
-        f"{sum(x.size for x in state.params.values()):,} parameters; {train.rows:,} rows of {width} "
-        f"columns; {len(devices)} x {devices[0].device_kind}; step {step} of {config.steps}",
+        f"{size:,} parameters; {train.rows:,} rows of {width} columns; "
+        f"{len(devices)} x {devices[0].device_kind}; step {step} of {config.steps}",
         flush=True,
     )
     compiled = False
@@ -107,9 +108,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     checkpoints.close()  # waits for what is being written
     model = template.build(state.params, jnp.dtype("bfloat16"))
     save_hf(model, args.out / "model", files=files, force=True)
+    milliseconds = 1e3 * float(np.median(pace)) if pace else float("nan")
     print(
-        f"stopped at step {step} of {config.steps} after {time.monotonic() - started:.0f} s; "
-        f"{1e3 * float(np.median(pace or [np.nan])):.2f} ms a step; weights in {args.out / 'model'}",
+        f"ended at step {step} of {config.steps} after {time.monotonic() - started:.0f} s; "
+        f"{milliseconds:.2f} ms a step; weights in {args.out / 'model'}",
         flush=True,
     )
 

@@ -126,8 +126,8 @@ def make_evaluation(
 ) -> Callable[[Params, Corpus], dict[str, Array]]:
     """The program that measures held-out rows under noise that is the same at every step.
 
-    It returns the loss of uniform masks and of block-wise masks, and the share of the masked tokens of
-    the block whose most likely token is right.
+    It returns, for uniform and for block-wise masks, the loss and the share of the supervised
+    tokens whose most likely prediction is right.
     """
     chunk = min(config.held_out, config.batch_size)
     key = jax.random.key(0)
