@@ -1,0 +1,229 @@
+"""Text in, text out: tokenizers without remote code, LLaDA's chat template, `generate_text`.
+
+transformers is imported when a tokenizer is loaded, not with r2jax: it costs a second or two that
+programs working on token ids should not pay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Container, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from r2jax.checkpoint import resolve
+from r2jax.config import ModelConfig
+from r2jax.decode import DecodeOutput
+from r2jax.decode_config import DecodeConfig
+from r2jax.denoise import Counts
+from r2jax.generate import generate
+from r2jax.model import Transformer
+from r2jax.tensors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# LLaDA's template (spec/decode.md §1.1) for tokenizers that come without one. The content alone is
+# trimmed, and the assistant's header follows whether or not a generation prompt is asked for. It
+# stands in an expression because Jinja drops a newline that ends a template.
+LLADA_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first %}<|startoftext|>{% endif %}"
+    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] | trim }}<|eot_id|>"
+    "{% endfor %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+)
+_TEMPLATE_TOKENS = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+END_OF_TURN = "<|eot_id|>"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class TextOutput:
+    """What `generate_text` returns: lists and arrays with one entry a prompt."""
+
+    texts: list[str]
+    """Answers, cut before the first end token, special tokens left out."""
+    tokens: list[list[int]]
+    """The same answers as token ids."""
+    nfe: Int[np.ndarray, " B"]
+    """Forwards that the row needed."""
+    refreshes: Int[np.ndarray, " B"]
+    """How many of them were full passes."""
+    counts: Counts
+    """Redundancy: `.actual` and `.potential`, each with `.confidence`, `.token`, `.temporal` and
+    their sum `.total` (R_total), [B]."""
+    prompt_lengths: list[int]
+    """Tokens of each prompt, the chat template included."""
+    output: DecodeOutput
+    """The raw result of `r2jax.generate`; with `trace`, states and rules too."""
+
+
+def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint, read from tokenizer.json and tokenizer_config.json.
+
+    No code of the checkpoint is run. A tokenizer with LLaDA's special tokens but no chat template
+    gets LLaDA's, so that `tokenizer.apply_chat_template` works.
+
+    Args:
+      source: as for `r2jax.load`: a directory, the name of a bundled model, or a hub id.
+
+    Raises:
+      CheckpointError: not found, no tokenizer.json, or one that cannot be read.
+    """
+    directory = resolve(source)
+    if not (directory / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json (other tokenizer formats need code that is not run)"
+        )
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
+    if tokenizer.chat_template is None and _has_template_tokens(tokenizer):
+        tokenizer.chat_template = LLADA_CHAT_TEMPLATE
+    return tokenizer
+
+
+def generation_defaults(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a checkpoint's generation_config.json says, as arguments of `DecodeConfig`.
+
+    Read are `gen_length`, `block_length` and Hugging Face's `eos_token_id` (an id or a list, as
+    `eos_id`); other keys belong to other samplers. Without the file: nothing.
+
+    Example: `DecodeConfig.r2(**generation_defaults("llada-gsm-6m"))`.
+
+    Raises:
+      CheckpointError: the checkpoint is not found, or the file is not as described.
+    """
+    path = resolve(source) / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError("it must be a JSON object")
+        defaults = {key: stored[key] for key in ("gen_length", "block_length") if key in stored}
+        eos = stored.get("eos_token_id")
+        if eos is not None:
+            defaults["eos_id"] = tuple(eos) if isinstance(eos, list) else eos
+        DecodeConfig(**defaults)
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return defaults
+
+
+def generate_text(
+    model: Transformer,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: str | Sequence[str],
+    config: DecodeConfig | None = None,
+    *,
+    chat: bool = True,
+    key: jax.Array | None = None,
+    trace: bool = False,
+) -> TextOutput:
+    """Answer a batch of prompts.
+
+    Args:
+      model: from `r2jax.load`.
+      tokenizer: from `r2jax.load_tokenizer`, or any fast tokenizer of transformers.
+      prompts: one prompt or several, of any lengths.
+      config: default R²-dLLM (`DecodeConfig()`). Where it stops at EOS without naming an `eos_id`,
+        the model's EOS ends a row, and for chats the end of the turn too.
+      chat: put each prompt into the chat template as the user's turn. False: the prompt as it is.
+      key: a JAX random key, needed for temperature > 0 and random choices.
+      trace: record states and rules in `.output`.
+
+    Returns:
+      `TextOutput`. Row i is what prompt i alone would give.
+
+    Raises:
+      ValueError: an empty prompt, a tokenizer that is not this model's or has no chat template, and
+        whatever `r2jax.generate` refuses.
+    """
+    config = DecodeConfig() if config is None else config
+    check_tokenizer(tokenizer, model.config)
+    ids = encode(tokenizer, [prompts] if isinstance(prompts, str) else prompts, chat=chat)
+    turn = _token_id(tokenizer, END_OF_TURN)
+    ends = {model.config.eos_id, turn, *(config.eos_ids or ())}
+    if config.stop_at_eos and config.eos_id is None and chat and turn is not None:
+        config = dataclasses.replace(config, eos_id=(model.config.eos_id, turn))
+
+    output = generate(model, ids, config, key=key, trace=trace)
+    host = jax.device_get(output._replace(states=None, committed_by=None))
+    tokens = [_cut(row.tolist(), ends) for row in host.tokens]
+    return TextOutput(
+        texts=[str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens],
+        tokens=tokens,
+        nfe=host.nfe,
+        refreshes=host.refreshes,
+        counts=host.counts,
+        prompt_lengths=[len(row) for row in ids],
+        output=output,
+    )
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, chat: bool = True
+) -> list[list[int]]:
+    """Token ids of each prompt, in the chat template or as it is; arguments and errors of
+    `generate_text`."""
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise ValueError(
+                f"prompt {i} must be a string, got {type(prompt).__name__}; for token ids use "
+                "r2jax.generate"
+            )
+        # The chat template trims, so blanks would ask nothing; as plain text they are tokens.
+        if not (prompt.strip() if chat else prompt):
+            raise ValueError(f"prompt {i} is empty: there is nothing to answer")
+    untyped: Any = tokenizer  # transformers' own types allow every form of result
+    if not chat:
+        return [untyped(prompt)["input_ids"] for prompt in prompts]
+    if tokenizer.chat_template is None and not _has_template_tokens(tokenizer):
+        raise ValueError(
+            "the tokenizer has no chat template, and its vocabulary lacks LLaDA's header tokens; "
+            "pass chat=False (command line: --raw) to continue plain text"
+        )
+    return [
+        untyped.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            chat_template=LLADA_CHAT_TEMPLATE if tokenizer.chat_template is None else None,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+        for prompt in prompts
+    ]
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model: ModelConfig) -> None:
+    """Refuse, with a ValueError, a tokenizer with ids that the model does not have."""
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has token ids up to {largest}, but the model's vocabulary has "
+            f"{model.vocab_size}: use the tokenizer that belongs to the checkpoint"
+        )
+
+
+def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int | None:
+    """The id of a token; None if the vocabulary lacks it, where transformers may give another."""
+    return tokenizer.get_vocab().get(token)
+
+
+def _has_template_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
+    return all(_token_id(tokenizer, token) is not None for token in _TEMPLATE_TOKENS)
+
+
+def _cut(tokens: list[int], ends: Container[int | None]) -> list[int]:
+    """The tokens before the first end token."""
+    return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]
