@@ -1,0 +1,1 @@
+"""Programs: the training corpus, and training (SFT)."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
@@ -136,8 +137,8 @@ def corrupt(
 
     # Spread evenly over the batch (and so over the devices): example i is block-wise where the
     # running count i · fraction steps to the next integer.
-    steps = jnp.floor(jnp.arange(examples + 1) * config.block_fraction + 1e-6)
-    block_wise = both(steps[1:] > steps[:-1])
+    steps = np.floor(np.arange(examples + 1) * config.block_fraction + 1e-6)
+    block_wise = both(jnp.asarray(steps[1:] > steps[:-1]))
     second = jnp.arange(rows) % views == 1
     p = both(mask_probability(key_p, examples, stratified=config.stratified, eps=config.eps))
     uniform = both(jax.random.uniform(key_uniform, (examples, answer_width)))
