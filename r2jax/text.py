@@ -174,8 +174,7 @@ def generate_text(
 def encode(
     tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, chat: bool = True
 ) -> list[list[int]]:
-    """Token ids of each prompt, in the chat template or as it is; arguments and errors of
-    `generate_text`."""
+    """Token ids of each prompt; arguments and errors are those of `generate_text`."""
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise ValueError(

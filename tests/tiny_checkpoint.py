@@ -84,7 +84,7 @@ def write_checkpoint(directory: Path, **changes: Any) -> Path:
     """A Hugging Face directory with weights, tokenizer, generation defaults and problems."""
     write_tokenizer(directory)
     config = model_config(**changes)
-    model = Transformer(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    model = Transformer(config, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
     flat = {
         ".".join(map(str, path)): param.get_value()
         for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))

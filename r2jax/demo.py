@@ -1,0 +1,164 @@
+"""`r2jax demo`: a few held-out problems decoded three ways, side by side."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from r2jax.checkpoint import load, resolve
+from r2jax.clock import Clock, progress
+from r2jax.decode_config import DecodeConfig
+from r2jax.grading import is_correct
+from r2jax.model import Transformer
+from r2jax.text import TextOutput, generate_text, generation_defaults, load_tokenizer
+
+STRATEGIES = {"vanilla": "vanilla", "fast_dllm": "Fast-dLLM", "r2": "R²"}
+
+
+def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None:
+    """Decode held-out problems with vanilla, Fast-dLLM and R²; print answers and a table; draw R².
+
+    Args:
+      checkpoint: as for `r2jax.load`; must hold examples.jsonl ({"question", "answer"} a line).
+      problems: how many of them, decoded as one batch.
+      output: file of the picture.
+
+    Raises:
+      ValueError: no such problems, or a file name that is no picture's.
+      OSError: the picture cannot be written.
+    """
+    picture_path = Path(output)
+    if picture_path.suffix not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--output must end in .png, .svg or .pdf, got {output!r}")
+    if not picture_path.absolute().parent.is_dir():
+        raise ValueError(f"--output {output!r}: there is no such directory")
+    directory = resolve(checkpoint)
+    rows = read_problems(directory, problems)
+    defaults = generation_defaults(directory)
+    with progress(f"loading {checkpoint}"):
+        tokenizer, model = load_tokenizer(directory), load(directory)
+
+    results: dict[str, tuple[TextOutput, Clock]] = {}
+    questions = [row["question"] for row in rows]
+    for name, title in STRATEGIES.items():
+        config = getattr(DecodeConfig, name)(**defaults)
+        with progress(f"decoding {len(rows)} problems with {title}") as clock:
+            out = generate_text(model, tokenizer, questions, config, trace=True)
+        results[name] = out, clock
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 100
+    right = {
+        name: [is_correct(text, row["answer"]) for text, row in zip(out.texts, rows, strict=True)]
+        for name, (out, _) in results.items()
+    }
+    _print_answers(console, rows, results["r2"][0].texts, right)
+    console.print(_table(results, right))
+    device, length = jax.devices()[0], DecodeConfig(**defaults).gen_length
+    console.print(
+        f"One batch of {len(rows)} rows of {length} tokens on {device.device_kind} "
+        f"({device.platform}), {model.dtype}. NFE, refreshes and R_total are means a row; seconds "
+        "are the batch's, without compiling.",
+        soft_wrap=True,
+    )
+    with progress(f"drawing {output}"):
+        draw(model, tokenizer, results["r2"][0], DecodeConfig.r2(**defaults), picture_path)
+    console.print(f"Wrote {escape(output)}: how R² decoded problem 1.", soft_wrap=True)
+
+
+def read_problems(directory: Path, count: int) -> list[dict[str, str]]:
+    """The first `count` problems of a checkpoint's examples.jsonl.
+
+    Raises:
+      ValueError: the file is missing, has fewer problems, or a line without question and answer.
+    """
+    path = directory / "examples.jsonl"
+    if not path.is_file():
+        raise ValueError(
+            f"{directory} has no examples.jsonl: the demo needs held-out problems, one "
+            '{"question": ..., "answer": ...} a line'
+        )
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not 1 <= count <= len(lines):
+        raise ValueError(f"--problems must be between 1 and {len(lines)}, got {count}")
+    rows = []
+    for i, line in enumerate(lines[:count], start=1):
+        try:
+            row = json.loads(line)
+            rows.append({field: str(row[field]) for field in ("question", "answer")})
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path}, problem {i}: needs the fields question and answer") from None
+    return rows
+
+
+def draw(
+    model: Transformer,
+    tokenizer: Any,
+    out: TextOutput,
+    config: DecodeConfig,
+    path: Path,
+    row: int = 0,
+) -> None:
+    """Draw one row of a traced `TextOutput` into a file."""
+    # Here, because matplotlib takes a second to import that no other command should wait for.
+    from r2jax import picture
+
+    assert out.output.states is not None and out.output.committed_by is not None
+    tokens = np.asarray(out.output.tokens[row])
+    nfe, length, answer = int(out.nfe[row]), len(tokens), len(out.tokens[row])
+    figure = picture.trajectory(
+        np.asarray(out.output.states[row]),
+        tokens,
+        np.asarray(out.output.committed_by[row]),
+        [tokenizer.decode([token]) if i < answer else "end" for i, token in enumerate(tokens)],
+        block_length=config.block_length or length,
+        mask_id=model.config.mask_id,
+        answer_length=answer,
+        title=f"R² decoded {length} tokens in {nfe} forwards (NFE {nfe}; vanilla: {length})",
+    )
+    picture.save(figure, path)
+
+
+def _print_answers(
+    console: Console,
+    rows: list[dict[str, str]],
+    texts: list[str],
+    right: dict[str, list[bool]],
+) -> None:
+    for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        marks = ", ".join(
+            f"{title} {'[green]right[/]' if right[name][i] else '[red]wrong[/]'}"
+            for name, title in STRATEGIES.items()
+        )
+        console.print(f"[bold]Problem {i + 1}.[/] {escape(row['question'])}", soft_wrap=True)
+        console.print(f"[cyan]R² answers:[/] {escape(text.strip())}", soft_wrap=True)
+        expected = row["answer"].rpartition("####")[2].strip()
+        console.print(f"Expected {escape(expected)}: {marks}\n", soft_wrap=True)
+
+
+def _table(results: dict[str, tuple[TextOutput, Clock]], right: dict[str, list[bool]]) -> Table:
+    table = Table("strategy")
+    for column in ("NFE", "refreshes", "R_total", "seconds", "speed-up", "compile s", "right"):
+        table.add_column(column, justify="right")
+    baseline = results["vanilla"][1].running
+    for name, (out, clock) in results.items():
+        table.add_row(
+            STRATEGIES[name],
+            f"{out.nfe.mean():.1f}",
+            f"{out.refreshes.mean():.1f}",
+            f"{out.counts.actual.total.mean():.1f}",
+            f"{clock.running:.2f}",
+            f"{baseline / clock.running:.1f} x",
+            f"{clock.compiling:.1f}",
+            f"{sum(right[name])} of {len(right[name])}",
+        )
+    return table
