@@ -1,9 +1,10 @@
 """`python -m train.corpus OUT --rows N --seed S --tokenizer DIR`: tokenised training rows.
 
-OUT is what train/data.py reads: tokens.npy (uint16 [rows, width]), prompt_length.npy, length.npy and
-meta.json. The rows depend on (seed, rows, tokenizer, gsm8k) alone, not on the number of processes: they
-are made in shards, each with its own random stream. `--held-out N` instead writes N problems that no
-training set can contain as JSON lines {"question", "answer", "solution"} into the file OUT.
+OUT is what train/data.py reads: tokens.npy (uint16 [rows, width]), prompt_length.npy, length.npy
+and meta.json. The rows depend on (seed, rows, tokenizer, gsm8k) alone, not on the number of
+processes: they are made in shards, each with its own random stream. `--held-out N` instead writes N
+problems that no training set can contain, as JSON lines {"question", "answer", "solution"}, into
+the file OUT.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from train.tokenizer import END, MASK, TURN_END, chat_prompt
 from train.wording import solution
 
 SHARD = 4096
-PROMPT, ANSWER = 192, 128
+PROMPT, ANSWER = 160, 128
 """Most tokens of a prompt (template included) and of an answer (end of turn included)."""
 WORDINGS = 2
 """Wordings of one problem: half the generation time, and the same arithmetic said twice."""
@@ -176,14 +177,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory (or the file of --held-out)")
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--tokenizer", type=Path, required=True, help="of python -m train.tokenizer"
-    )
+    parser.add_argument("--tokenizer", type=Path, required=True, help="its directory")
     parser.add_argument("--gsm8k", type=Path, help="gsm8k train, jsonl or jsonl.gz (optional)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--held-out", type=int, metavar="N", help="write N held-out problems instead"
-    )
+    parser.add_argument("--held-out", type=int, metavar="N", help="write held-out problems")
     arguments = parser.parse_args()
     for name in ("rows", "processes"):
         if getattr(arguments, name) < 1:
