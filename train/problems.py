@@ -1,11 +1,11 @@
 """Word problems with worked solutions: exact steps, endlessly varied wording.
 
-The problems are reasoning-gym's gsm_symbolic (Apache-2.0) solved as train/templates.py says, and plain
-arithmetic drills. `problem(rng)` draws one; `train.wording.solution` writes it out.
+The problems are reasoning-gym's gsm_symbolic (Apache-2.0) solved as train/templates.py says, and
+plain arithmetic drills. `problem(rng)` draws one; `train.wording.solution` writes it out.
 
 Training and held-out problems never meet: a generator's seed below 2**40 is training, above is
-held-out, and a question whose CRC-32 is divisible by `HELD_OUT` is kept for held-out sets, any other for
-training, so that not even two templates with few variants give the same text to both.
+held-out, and a question whose CRC-32 is divisible by `HELD_OUT` is kept for held-out sets, any
+other for training, so that templates with few variants do not give the same text to both.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ _SPLIT = 2**40
 _OPERATOR = re.compile(r" ([-+*/%~@]) ")
 _REPAIRS = (
     (re.compile(r"(\d)\.0\b(?!\d)"), r"\1"),
+    (re.compile(r"\.00%"), "%"),
+    (re.compile(r"\b([2-9]|\d\d+) (slice|hour|liter|month)\b"), r"\1 \2s"),
+    (re.compile(r"\b1 months\b"), "1 month"),
     (re.compile(r"\b(for \d+) the amount"), r"\1 times the amount"),
     (re.compile(r"\b(ride the [a-z ]+? \d+)\."), r"\1 times."),
     (re.compile(r"(in full \d+),"), r"\1 times,"),
@@ -53,6 +56,8 @@ class Step(NamedTuple):
     value: Fraction
     unit: str
     needs: frozenset[int]
+    parts: tuple[str, ...]
+    """The partial results that the step is taken apart into, if any: 24 * 13 -> 240, 72."""
 
 
 class Problem(NamedTuple):
@@ -95,12 +100,52 @@ def compute(operator: str, operands: tuple[Fraction, ...]) -> Fraction:
     return first
 
 
+def _places(value: Fraction) -> list[int]:
+    """The number's non-zero places: 132 -> [100, 30, 2]."""
+    text = str(value.numerator)
+    return [int(d) * 10 ** (len(text) - 1 - i) for i, d in enumerate(text) if d != "0"]
+
+
+def partial_results(
+    operator: str, operands: tuple[Fraction, ...], value: Fraction
+) -> tuple[str, ...]:
+    """Two to four terms with the step's result as their sum, each easy to see; or none."""
+    if len(operands) != 2:
+        return ()
+    a, b = operands
+    parts: list[Fraction] = []
+    match operator:
+        case "*":
+            whole = [x for x in (a, b) if x.denominator == 1]
+            if not whole:
+                return ()
+            # The factor with fewer places is taken apart, unless it has but one.
+            split = min(whole, key=lambda x: (len(_places(x)), x))
+            other = b if split is a else a
+            if len(_places(split)) == 1 and len(_places(other)) > 2:
+                split, other = other, split
+            if split.denominator == 1:
+                parts = [other * place for place in _places(split)]
+        case "%":
+            if a.denominator == 1:
+                parts = [b * place / 100 for place in _places(a)]
+                if any(part.denominator > 1 for part in parts):
+                    return ()
+        case "/":
+            if b > 2 and value.denominator == 1:
+                parts = [Fraction(place) for place in _places(value)]
+    texts = [number(part) for part in parts]
+    if not 2 <= len(texts) <= 4:
+        return ()
+    return tuple(text for text in texts if text is not None)
+
+
 @functools.cache
 def _generators() -> dict[int, Callable[[Random, float], dict[str, Any]]]:
     """The generator functions, from their two files alone.
 
-    Importing the package loads every other task of reasoning-gym: two seconds a process, and a dozen
-    dependencies that these files do not use. So the package is stood in for while they load.
+    Importing the package loads every other task of reasoning-gym: two seconds a process, and a
+    dozen dependencies that these files do not use. So the package is stood in for while they load.
     """
     spec = importlib.util.find_spec("reasoning_gym")
     if spec is None or not spec.submodule_search_locations:
@@ -149,10 +194,19 @@ def _recipe(template: int) -> tuple[tuple[str, str, str, tuple[str, ...], str], 
 
 def _variables(template: int, example: dict[str, Any]) -> dict[str, Any]:
     variables = dict(example["metadata"]["variables"])
-    if template == 70:  # the question says how many fell, the variables which share
-        variables["dropped"] = variables["initial_count"] - variables["remaining"]
-    if template == 95:
-        variables["days"] = 7 if variables["time_period"] == "week" else 30
+    match template:
+        case 26:  # the question shows percentages, the variables are fractions
+            variables["percent_first"] = round(100 * variables["fraction_first"])
+            variables["percent_second"] = round(100 * variables["fraction_second"])
+        case 38:
+            variables["n"] = variables["skeins_per_item"]
+        case 70:  # the question says how many fell, the variables which share
+            variables["dropped"] = variables["initial_count"] - variables["remaining"]
+        case 76:
+            variables["accept_percent"] = round(100 * variables["acceptance_fraction"])
+        case 95:
+            variables["daily"] = [variables[f"daily_servings{i}"] for i in (1, 2, 3)]
+            variables["days"] = 7 if variables["time_period"] == "week" else 30
     return variables
 
 
@@ -197,7 +251,16 @@ def instance(template: int, seed: int) -> Problem | None:
         unit = currency if unit == "$" else unit.format_map(variables)
         label = label.format_map(variables)
         steps.append(
-            Step(label, operator, tuple(operands), tuple(shown), result, unit, frozenset(needs))
+            Step(
+                label=label,
+                operator=operator,
+                operands=tuple(operands),
+                shown=tuple(shown),
+                value=result,
+                unit=unit,
+                needs=frozenset(needs),
+                parts=partial_results(operator, tuple(operands), result),
+            )
         )
     answer = number(steps[-1].value)
     if answer is None or steps[-1].value != _exact(example["answer"].replace(",", "")):
@@ -233,7 +296,18 @@ def drill(seed: int) -> Problem:
         text = f"{text} {operator} {other}"
         needs = frozenset({index - 1} if index else ())
         label = ("first result", "second result", "third result")[index]
-        steps.append(Step(label, operator, operands, tuple(map(str, operands)), value, "", needs))
+        steps.append(
+            Step(
+                label=label,
+                operator=operator,
+                operands=operands,
+                shown=tuple(map(str, operands)),
+                value=value,
+                unit="",
+                needs=needs,
+                parts=partial_results(operator, operands, value),
+            )
+        )
     steps[-1] = steps[-1]._replace(label="value of the expression")
     return Problem(rng.choice(_ASK).format(text), str(value), tuple(steps), -1)
 

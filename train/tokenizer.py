@@ -1,8 +1,8 @@
-"""`python -m train.tokenizer OUT`: a byte-level BPE with LLaDA's special tokens, trained on our problems.
+"""`python -m train.tokenizer OUT`: a byte-level BPE with LLaDA's special tokens.
 
-Any text round-trips; every digit is a token of its own, so that a number's digits line up with its
-places. OUT gets tokenizer.json and tokenizer_config.json (chat template included), readable by
-transformers.PreTrainedTokenizerFast and by r2jax without remote code.
+Trained on our problems. Any text round-trips; every digit is a token of its own, so that a model
+sees places, not chunks. OUT gets tokenizer.json and tokenizer_config.json (chat template included),
+readable by transformers.PreTrainedTokenizerFast and by r2jax without remote code.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Many ways to say the same solution.
 
-The wording is drawn anew at every sentence: the order of independent steps, the sentence's frame, its
-connective and verb, how the equation is written, the checks and remarks between. This is deliberate: in a
-templated corpus nearly every token is certain once the problem is known, and a decode rule has nothing
-to gain (8.5 forwards for 192 tokens). Here each 32 tokens hold several choices that the model cannot foresee.
+The wording is drawn anew at every sentence: the order of independent steps, the sentence's frame,
+its connective and verb, how the equation is written, the checks and remarks between. This is
+deliberate: in a templated corpus nearly every token is certain once the problem is known, and a
+decode rule has nothing to gain (8.5 forwards for 192 tokens). Here 32 tokens hold several choices
+that nothing foretells.
 
-Products and quotients with two or more digits are taken apart: 24 * 13 = 240 + 72 = 312.
+Products, quotients and percentages of several digits are taken apart: 24 * 13 = 240 + 72 = 312.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _SEE = ("find", "compute", "work out", "get", "figure out", "calculate", "determ
 _IS = ("is", "equals", "comes to", "works out to", "must be", "turns out to be", "will be")
 _GIVES = ("gives", "makes", "yields", "leads to", "results in", "produces", "leaves us with")
 _SO = ("so", "which means", "and so", "hence", "meaning", "therefore", "thus", "and this means")
+_WHICH = ("which is", "and that is", "and this is", "which gives")
 _CHECK = (
     "Check:",
     "To check,",
@@ -100,44 +102,11 @@ def _with_unit(text: str, unit: str) -> str:
     return f"{text} {unit}"
 
 
-def _digits(value: Fraction) -> list[int]:
-    """The number as its non-zero places: 132 -> [100, 30, 2]."""
-    text = str(value.numerator)
-    return [int(d) * 10 ** (len(text) - 1 - i) for i, d in enumerate(text) if d != "0"]
-
-
-def _parts(step: Step) -> list[Fraction]:
-    """The partial results that a two-operand step is taken apart into, or nothing."""
-    if len(step.operands) != 2:
-        return []
-    a, b = step.operands
-    parts: list[Fraction] = []
-    match step.operator:
-        case "*":
-            whole = [x for x in (a, b) if x.denominator == 1]
-            if not whole:
-                return []
-            # The factor with fewer places is taken apart, unless the other one has but one.
-            split = min(whole, key=lambda x: (len(_digits(x)), x))
-            other = b if split is a else a
-            if len(_digits(split)) == 1 and len(_digits(other)) > 2:
-                split, other = other, split
-            if split.denominator == 1 and len(_digits(other)) >= 1:
-                parts = [other * p for p in _digits(split)]
-        case "%":
-            if a.denominator == 1:
-                parts = [b * p / 100 for p in _digits(a)]
-        case "/":
-            if b > 2 and step.value.denominator == 1:
-                parts = [Fraction(p) for p in _digits(step.value)]
-    return parts if 2 <= len(parts) <= 4 else []
-
-
 def _equation(rng: Random, step: Step, *, speak: bool) -> str:
     """The equation of a step, its result last, without unit."""
     shown = step.shown
     result = number(step.value)
-    spoken = speak and rng.random() < 0.25 and step.operator in "+-*/"
+    spoken = speak and len(shown) == 2 and step.operator in "+-*/" and rng.random() < 0.25
     if spoken:
         word = {
             "+": ("plus", "and"),
@@ -165,6 +134,7 @@ def _equation(rng: Random, step: Step, *, speak: bool) -> str:
             case "*":
                 sign = "*" if rng.random() < 0.6 else " x "
                 left = (f"{gap}{sign}{gap}" if sign == "*" else sign).join(shown)
+                equals = " = " if sign == " x " else equals
             case sign:
                 left = f"{gap}{sign}{gap}".join(shown)
     middle = ""
@@ -176,15 +146,13 @@ def _equation(rng: Random, step: Step, *, speak: bool) -> str:
             middle = f"{shown[1]} / {down}"
             middle += f" * {up} = {part} * {up}" if up != 1 else ""
             middle += " = "
-    elif parts := _parts(step):
-        middle = " + ".join(number(p) or "" for p in parts) + " = "
+    elif step.parts:
+        middle = " + ".join(step.parts) + " = "
     elif len(shown) > 2 and step.operator == "+":
-        total = step.operands[0]
-        sums = []
-        for other in step.operands[1:-1]:
-            total += other
-        sums = [number(total) or "", shown[-1]]
-        middle = " + ".join(sums) + " = "
+        sums = list(step.operands)
+        while len(sums) > 2:  # neighbours in pairs
+            sums = [sum(sums[i : i + 2], Fraction(0)) for i in range(0, len(sums), 2)]
+            middle += " + ".join(number(term) or "" for term in sums) + " = "
     return f"{left}{equals}{middle}{result}"
 
 
@@ -236,13 +204,14 @@ def _sentence(rng: Random, step: Step, place: str) -> str:
     opening = {"first": _FIRST, "middle": _NEXT, "last": _LAST}[place]
     lead = f"{_pick(rng, opening)} " if rng.random() < 0.65 else ""
     name = _named(rng, step.label)
-    value = _with_unit(number(step.value) or "", step.unit)
+    result = number(step.value) or ""
+    value = _with_unit(result, step.unit)
     action = _action(rng, step)
     frame = rng.random()
-    if _parts(step) and frame >= 0.62:
+    if (step.parts or len(step.operands) > 3) and frame >= 0.62:
         frame *= 0.62  # the frames without an equation would skip the hard part
     equation = _equation(rng, step, speak=frame >= 0.2)
-    full = equation.removesuffix(number(step.value) or "") + value
+    full = equation.removesuffix(result) + value
     if frame < 0.2:
         text = (
             f"{name} {_pick(rng, ('is', 'is', 'will be', 'comes from', 'can be found as'))} {full}"
@@ -252,24 +221,23 @@ def _sentence(rng: Random, step: Step, place: str) -> str:
         text = f"{who} {_pick(rng, _SEE)} {name}: {full}"
     elif frame < 0.5:
         text = (
-            f"{full}, {_pick(rng, _SO)} {name} is {value}"
+            f"{full}, {_pick(rng, _SO)} {name} is {result}"
             if rng.random() < 0.3
-            else (
-                f"{full}, {_pick(rng, ('which is', 'and that is', 'which gives', 'and this is'))} {name}"
-            )
+            else f"{full}, {_pick(rng, _WHICH)} {name}"
         )
     elif frame < 0.62 or action is None:
         text = f"to {_pick(rng, _SEE)} {name}, "
         text += f"{action[0]}: {full}" if action else f"we take {full}"
     elif frame < 0.8:
         text = f"{action[1]} {_pick(rng, _GIVES)} {value}, "
-        text += f"{_pick(rng, ('which is', 'and that is', 'and this is', 'that is'))} {name}"
+        text += f"{_pick(rng, _WHICH)} {name}"
     elif frame < 0.92:
         text = f"{action[1]}, {name} {_pick(rng, _IS)} {value}"
         text = f"by {text}" if rng.random() < 0.4 else text
     else:
         who = _pick(rng, ("we", "you", "we must", "one can"))
-        text = f"{who} {action[0]} and {_pick(rng, ('get', 'find', 'see', 'obtain'))} {value} as {name}"
+        have = _pick(rng, ("get", "find", "have", "obtain"))
+        text = f"{who} {action[0]} and {have} {value} as {name}"
     text = lead + text
     return text[0].upper() + text[1:] + "."
 
@@ -362,7 +330,8 @@ def solution(problem: Problem, rng: Random) -> str:
     final = _named(rng, steps[-1].label)
     value = _with_unit(problem.answer, steps[-1].unit)
     kinds = ["goal", "close", "plan", "advice"]
-    kinds += [f"check {i}" for i in range(len(order))] + ["remark"] * (len(order) - 1)
+    kinds += [f"check {i}" for i in range(len(order))]
+    kinds += [f"remark {i}" for i in range(len(order) - 1)]
     rng.shuffle(kinds)
     for kind in kinds:
         if room < 9:
@@ -389,7 +358,7 @@ def solution(problem: Problem, rng: Random) -> str:
                 at = int(kind.split()[1])
                 text = _inverse(rng, steps[order[at]]) or ""
             case _:
-                at = int(rng.random() * (len(order) - 1))
+                at = int(kind.split()[1])
                 text = f"{_join(rng, _REMARK if rng.random() < 0.5 else _REMARK_2)}."
         if not text or size(text) > room + 4:
             continue
