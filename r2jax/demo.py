@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -17,7 +15,6 @@ from r2jax.checkpoint import load, resolve
 from r2jax.clock import Clock, progress
 from r2jax.decode_config import DecodeConfig
 from r2jax.grading import is_correct
-from r2jax.model import Transformer
 from r2jax.text import TextOutput, generate_text, generation_defaults, load_tokenizer
 
 STRATEGIES = {"vanilla": "vanilla", "fast_dllm": "Fast-dLLM", "r2": "R²"}
@@ -71,20 +68,25 @@ def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None
         soft_wrap=True,
     )
     with progress(f"drawing {output}"):
-        draw(model, tokenizer, results["r2"][0], DecodeConfig.r2(**defaults), picture_path)
+        # Here, because matplotlib takes a second to import that the answers should not wait for.
+        from r2jax import picture
+
+        config = DecodeConfig.r2(**defaults)
+        figure = picture.of_answer(results["r2"][0], 0, tokenizer, model.config.mask_id, config)
+        picture.save(figure, picture_path)
     console.print(f"Wrote {escape(output)}: how R² decoded problem 1.", soft_wrap=True)
 
 
-def read_problems(directory: Path, count: int) -> list[dict[str, str]]:
-    """The first `count` problems of a checkpoint's examples.jsonl.
+def read_problems(source: str | os.PathLike[str], count: int) -> list[dict[str, str]]:
+    """The first `count` problems of a checkpoint's examples.jsonl: "question" and "answer" each.
 
     Raises:
-      ValueError: the file is missing, has fewer problems, or a line without question and answer.
+      ValueError: no such checkpoint or file, fewer problems, or a line without both fields.
     """
-    path = directory / "examples.jsonl"
+    path = resolve(source) / "examples.jsonl"
     if not path.is_file():
         raise ValueError(
-            f"{directory} has no examples.jsonl: the demo needs held-out problems, one "
+            f"{path.parent} has no examples.jsonl: the demo needs held-out problems, one "
             '{"question": ..., "answer": ...} a line'
         )
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -98,34 +100,6 @@ def read_problems(directory: Path, count: int) -> list[dict[str, str]]:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}, problem {i}: needs the fields question and answer") from None
     return rows
-
-
-def draw(
-    model: Transformer,
-    tokenizer: Any,
-    out: TextOutput,
-    config: DecodeConfig,
-    path: Path,
-    row: int = 0,
-) -> None:
-    """Draw one row of a traced `TextOutput` into a file."""
-    # Here, because matplotlib takes a second to import that no other command should wait for.
-    from r2jax import picture
-
-    assert out.output.states is not None and out.output.committed_by is not None
-    tokens = np.asarray(out.output.tokens[row])
-    nfe, length, answer = int(out.nfe[row]), len(tokens), len(out.tokens[row])
-    figure = picture.trajectory(
-        np.asarray(out.output.states[row]),
-        tokens,
-        np.asarray(out.output.committed_by[row]),
-        [tokenizer.decode([token]) if i < answer else "end" for i, token in enumerate(tokens)],
-        block_length=config.block_length or length,
-        mask_id=model.config.mask_id,
-        answer_length=answer,
-        title=f"R² decoded {length} tokens in {nfe} forwards (NFE {nfe}; vanilla: {length})",
-    )
-    picture.save(figure, path)
 
 
 def _print_answers(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.figure
 import numpy as np
@@ -16,7 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
+from r2jax.decode_config import DecodeConfig
 from r2jax.denoise import CONFIDENCE_CLUSTER, TEMPORAL, TOKEN_CLUSTER, TRANSFER
+from r2jax.text import TextOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # From Okabe and Ito's palette: told apart with every kind of colour vision (tested), and black text
 # is legible on all.
@@ -29,6 +35,42 @@ RULES = {
 _MASKED, _DONE = "#E4E4E4", "#FFFFFF"
 _CELL = (0.44, 0.25)  # width and height of a cell in inches
 _FONT, _SMALLEST = 8.0, 4.0  # points
+
+
+def of_answer(
+    out: TextOutput,
+    row: int,
+    tokenizer: PreTrainedTokenizerFast,
+    mask_id: int,
+    config: DecodeConfig,
+) -> matplotlib.figure.Figure:
+    """Draw one row of what `r2jax.generate_text(..., trace=True)` returned.
+
+    Args:
+      out: the result.
+      row: which prompt.
+      tokenizer: of the model.
+      mask_id: the model's mask token (`model.config.mask_id`).
+      config: with which `out` was decoded.
+
+    Raises:
+      ValueError: `out` was decoded without `trace`.
+    """
+    states, committed_by = out.output.states, out.output.committed_by
+    if states is None or committed_by is None:
+        raise ValueError("there is nothing to draw: decode with trace=True")
+    tokens, answer, nfe = np.asarray(out.output.tokens[row]), len(out.tokens[row]), out.nfe[row]
+    labels = [str(tokenizer.decode([token])) for token in tokens[:answer]]
+    return trajectory(
+        np.asarray(states[row]),
+        tokens,
+        np.asarray(committed_by[row]),
+        labels + ["end"] * (len(tokens) - answer),
+        block_length=config.block_length or len(tokens),
+        mask_id=mask_id,
+        answer_length=answer,
+        title=f"{len(tokens)} tokens decoded in {nfe} forwards (NFE {nfe})",
+    )
 
 
 def trajectory(

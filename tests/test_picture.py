@@ -1,10 +1,14 @@
 """The picture of a trajectory: which cell has which colour and text, and the files."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import matplotlib.colors
 import numpy as np
 import pytest
 
 from r2jax import picture
+from r2jax.decode_config import DecodeConfig
 from r2jax.denoise import CONFIDENCE_CLUSTER, TEMPORAL, TRANSFER
 
 MASK = 9
@@ -72,6 +76,28 @@ def test_files(tmp_path, suffix, start):
     path = tmp_path / f"picture.{suffix}"
     picture.save(draw(), path)
     assert path.read_bytes().startswith(start)
+
+
+class Tokenizer:
+    def decode(self, ids):
+        return LABELS[ids[0] - 1]
+
+
+def answer(states: np.ndarray | None) -> Any:
+    rules = None if states is None else RULES[None]
+    raw = SimpleNamespace(states=states, tokens=TOKENS[None], committed_by=rules)
+    return SimpleNamespace(output=raw, tokens=[[1, 2, 3, 4, 5, 6]], nfe=np.array([3]))
+
+
+def test_picture_of_an_answer():
+    config = DecodeConfig(gen_length=8, block_length=4)
+    tokenizer: Any = Tokenizer()
+    figure = picture.of_answer(answer(STATES[None]), 0, tokenizer, MASK, config)
+    assert [len(axis.texts) for axis in figure.axes] == [8, 8]
+    assert [t.get_text() for t in figure.axes[1].texts[4:]] == ["end"] * 4
+    assert figure.get_suptitle() == "8 tokens decoded in 3 forwards (NFE 3)"
+    with pytest.raises(ValueError, match="trace=True"):
+        picture.of_answer(answer(None), 0, tokenizer, MASK, config)
 
 
 def test_refusals():
