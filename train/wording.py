@@ -236,8 +236,8 @@ def _sentence(rng: Random, step: Step, place: str) -> str:
         text = f"by {text}" if rng.random() < 0.4 else text
     else:
         who = _pick(rng, ("we", "you", "we must", "one can"))
-        have = _pick(rng, ("get", "find", "have", "obtain"))
-        text = f"{who} {action[0]} and {have} {value} as {name}"
+        get = _pick(rng, ("get", "find", "obtain"))
+        text = f"{who} {action[0]} and {get} {value} as {name}"
     text = lead + text
     return text[0].upper() + text[1:] + "."
 
