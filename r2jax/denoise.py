@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
@@ -27,8 +28,8 @@ class RuleCounts(NamedTuple):
     temporal: Int[Array, " B"]
 
     @property
-    def total(self) -> Int[Array, " B"]:
-        """R_total."""
+    def total(self) -> Int[Array | np.ndarray, " B"]:
+        """R_total, on the device or (after `jax.device_get`) on the host."""
         return self.confidence + self.token + self.temporal
 
 
