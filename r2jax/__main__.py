@@ -58,8 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     argv = options.dashes(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
-    # Else transformers tells everyone that PyTorch, which nothing here needs, is missing.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         args.run(args)
     except BrokenPipeError:  # the reader of our output (head, say) has seen enough
@@ -105,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("prompts", nargs="*", metavar="PROMPT", help='"-" is standard input')
     command.add_argument("--checkpoint", **checkpoint)
     command.add_argument(
-        "--prompt-file", action="append", default=[], metavar="FILE", help="may be repeated"
+        "--prompt-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="see below; may be repeated",
     )
     command.add_argument("--json", action="store_true", help="one JSON object per prompt")
     command.add_argument(
@@ -132,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo",
         help="compare vanilla, Fast-dLLM and R² on a few problems",
-        description="Decode held-out problems of the checkpoint (its examples.jsonl) with vanilla, "
+        description="Decode held-out problems of the checkpoint (its examples.jsonl) with vanilla,\n"
         "Fast-dLLM and R² decoding; print answers, NFE and time, and draw one R² trajectory.",
         formatter_class=formatter,
         allow_abbrev=False,

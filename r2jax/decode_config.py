@@ -84,12 +84,15 @@ class DecodeConfig:
     steps: int | None = None
     """Denoising steps of the schedule for the whole answer; None: gen_length (one token a step)."""
     cache: Cache = "dual"
+    """Keys and values kept within a block: none, of what precedes the block, or also of what
+    follows."""
     threshold: float | None = 0.9
     """Fast-dLLM: every masked token at least this confident is committed, and always the best
     one."""
     factor: float | None = None
     """Fast-dLLM's rank-dependent bound: the k-th best must reach 1 - factor / (k + 1)."""
     remasking: Remasking = "low_confidence"
+    """Which masked positions stay masked longest: those of low confidence, or random ones."""
     temperature: float = 0.0
     """0: greedy. Otherwise Gumbel noise of this scale on the logits."""
     top_p: float | None = None

@@ -81,15 +81,28 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
         raise CheckpointError(
             f"{directory} has no tokenizer.json (other tokenizer formats need code that is not run)"
         )
-    from transformers import PreTrainedTokenizerFast
-
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+        tokenizer = _tokenizer_class().from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
     if tokenizer.chat_template is None and _has_template_tokens(tokenizer):
         tokenizer.chat_template = LLADA_CHAT_TEMPLATE
     return tokenizer
+
+
+def _tokenizer_class() -> type[PreTrainedTokenizerFast]:
+    """The class, without the notice that PyTorch, which tokenizers do not need, is missing."""
+    switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        from transformers import PreTrainedTokenizerFast
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
+    return PreTrainedTokenizerFast
 
 
 def generation_defaults(source: str | os.PathLike[str]) -> dict[str, Any]:
