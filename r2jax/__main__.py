@@ -134,8 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "demo",
         help="compare vanilla, Fast-dLLM and R² on a few problems",
-        description="Decode held-out problems of the checkpoint (its examples.jsonl) with vanilla,\n"
-        "Fast-dLLM and R² decoding; print answers, NFE and time, and draw one R² trajectory.",
+        description="Decode held-out problems of the checkpoint (its examples.jsonl) with\n"
+        "vanilla, Fast-dLLM and R²; print answers, NFE and time, and draw one R² trajectory.",
         formatter_class=formatter,
         allow_abbrev=False,
     )

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import jax
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -120,7 +121,7 @@ def _print_answers(
 
 
 def _table(results: dict[str, tuple[TextOutput, Clock]], right: dict[str, list[bool]]) -> Table:
-    table = Table("strategy")
+    table = Table("strategy", box=SIMPLE, pad_edge=False, collapse_padding=True)  # fits 80 columns
     for column in ("NFE", "refreshes", "R_total", "seconds", "speed-up", "compile s", "right"):
         table.add_column(column, justify="right")
     baseline = results["vanilla"][1].running
