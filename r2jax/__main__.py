@@ -164,9 +164,9 @@ def _generate(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
     prompts = options.read_prompts(args.prompts, args.prompt_file, sys.stdin)
-    directory = resolve(args.checkpoint)
-    config = options.decode_config(args, generation_defaults(directory))
+    config = options.decode_config(args, generation_defaults(args.checkpoint))
     mesh = _mesh(args.mesh) if args.mesh else None
+    directory = resolve(args.checkpoint)  # a download shows progress of its own
     with progress(f"loading {args.checkpoint}"):
         tokenizer, sizes = load_tokenizer(directory), open_checkpoint(directory).config
         check_tokenizer(tokenizer, sizes)

@@ -104,8 +104,12 @@ def load(
     return nnx.merge(graph, nnx.from_flat_state(state))
 
 
-def resolve(source: str | os.PathLike[str]) -> Path:
+def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
     """The directory of a checkpoint: a path, a bundled name, or a hub id (downloaded to its cache).
+
+    Args:
+      source: one of the three.
+      weights: False: of a hub id, download everything but the weights.
 
     Raises:
       CheckpointError: none of the three, or the hub does not give it.
@@ -124,13 +128,13 @@ def resolve(source: str | os.PathLike[str]) -> Path:
             f"{name!r} is not a directory, not a bundled model ({', '.join(bundled) or 'none'}) "
             "and not a Hugging Face id (owner/name)"
         )
+    ignore = ["*/*"] if weights else ["*/*", "*.safetensors"]
     try:
         return Path(
-            snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=["*/*"])
+            snapshot_download(name, allow_patterns=list(_HUB_FILES), ignore_patterns=ignore)
         )
-    except (
-        Exception
-    ) as error:  # offline, absent, gated, ...: the libraries below raise of many kinds
+    # Offline, absent, gated, ...: the libraries below raise of many kinds.
+    except Exception as error:
         raise CheckpointError(
             f"{name!r} is not a directory, and the Hugging Face hub did not give it: "
             f"{type(error).__name__}: {' '.join(str(error).split())}"

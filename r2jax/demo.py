@@ -38,9 +38,9 @@ def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None
         raise ValueError(f"--output must end in .png, .svg or .pdf, got {output!r}")
     if not picture_path.absolute().parent.is_dir():
         raise ValueError(f"--output {output!r}: there is no such directory")
-    directory = resolve(checkpoint)
-    rows = read_problems(directory, problems)
-    defaults = generation_defaults(directory)
+    rows = read_problems(checkpoint, problems)
+    defaults = generation_defaults(checkpoint)
+    directory = resolve(checkpoint)  # a download shows progress of its own
     with progress(f"loading {checkpoint}"):
         tokenizer, model = load_tokenizer(directory), load(directory)
 
@@ -84,7 +84,7 @@ def read_problems(source: str | os.PathLike[str], count: int) -> list[dict[str, 
     Raises:
       ValueError: no such checkpoint or file, fewer problems, or a line without both fields.
     """
-    path = resolve(source) / "examples.jsonl"
+    path = resolve(source, weights=False) / "examples.jsonl"
     if not path.is_file():
         raise ValueError(
             f"{path.parent} has no examples.jsonl: the demo needs held-out problems, one "

@@ -76,7 +76,7 @@ def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
     Raises:
       CheckpointError: not found, no tokenizer.json, or one that cannot be read.
     """
-    directory = resolve(source)
+    directory = resolve(source, weights=False)
     if not (directory / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{directory} has no tokenizer.json (other tokenizer formats need code that is not run)"
@@ -116,7 +116,7 @@ def generation_defaults(source: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       CheckpointError: the checkpoint is not found, or the file is not as described.
     """
-    path = resolve(source) / "generation_config.json"
+    path = resolve(source, weights=False) / "generation_config.json"
     if not path.is_file():
         return {}
     try:

@@ -302,6 +302,11 @@ def test_hub_ids_fetch_no_pickles_and_no_code(monkeypatch: pytest.MonkeyPatch) -
         assert not any(Path(name).match(pattern) for pattern in patterns)
     for name in ("model-00001-of-00002.safetensors", "tokenizer.model", "config.json"):
         assert any(Path(name).match(pattern) for pattern in patterns)
+    ignored = asked["ignore_patterns"]
+    assert isinstance(ignored, list) and "*.safetensors" not in ignored
+    resolve("owner/name", weights=False)
+    ignored = asked["ignore_patterns"]
+    assert isinstance(ignored, list) and "*.safetensors" in ignored
 
 
 def test_a_hub_id_without_the_hub_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def test_prompts_of_all_kinds(run, tmp_path, monkeypatch):
     lines = tmp_path / "lines.txt"
     lines.write_text('One egg\n\n{"question": "Two\\neggs"}\n')
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"prompt": "Three"}\nFour\n'))
-    command = ["--json", "--gen-length", "8", "--batch-size", "3", "--prompt-file", str(lines)]
+    command = ["--json", "--gen-length", "8", "--prompt-file", str(lines)]
     status, out, err = run("generate", *command, "Zero", "-")
     assert status == 0, err
     prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
