@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from r2jax.checkpoint import save_hf
+from r2jax.checkpoint import load, save_hf
 from r2jax.sharding import make_mesh, named_sharding
 from train.config import read_config
 from train.data import read_corpus, row_indices
@@ -61,7 +61,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         (args.out / "checkpoints").absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2)
     )
     initial, abstract = make_initial(template, optimizer)
-    state = restore(checkpoints, abstract, config) or initial()
+    state = restore(checkpoints, abstract, config)
+    if state is None:
+        state = initial()
+        if args.init:
+            model = load(args.init)
+            if model.config != config.model:
+                raise ValueError(f"--init {args.init} is {model.config}, not {config.model}")
+            state = state._replace(params=template.read(model))
 
     step = saved = int(state.step)
     size = sum(param.size for param in state.params.values())
@@ -121,6 +128,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("config", type=Path, help="JSON file, see train/config.py")
     parser.add_argument("--corpus", type=Path, required=True, help="written by train.corpus")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints, log, model")
+    parser.add_argument(
+        "--init", help="start from this checkpoint's weights (path, hub id or name)"
+    )
     parser.add_argument("--tokenizer", type=Path, help="directory whose tokenizer is exported too")
     parser.add_argument(
         "--set",

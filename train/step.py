@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +18,8 @@ from jaxtyping import Int
 from r2jax.model import Transformer
 from r2jax.sharding import named_sharding, param_shardings
 from train.config import LossConfig, TrainConfig
-from train.data import Corpus, take
-from train.losses import LossSum, answer_logits, corrupt, cross_entropy, masked_loss
+from train.data import Batch, Corpus, take
+from train.losses import Corruption, LossSum, answer_logits, corrupt, cross_entropy, masked_loss
 from train.optimizer import schedule
 
 Params = dict[str, Array]
@@ -55,6 +56,14 @@ class Template:
     def fresh(self) -> Params:
         """New weights, float32."""
         return dict(zip(self._names, jax.tree.leaves(self._make()), strict=True))
+
+    def read(self, model: Transformer) -> Params:
+        """The weights of a model, float32, where the run keeps them."""
+        leaves = zip(self._names, jax.tree.leaves(model), strict=True)
+        return {
+            name: jax.device_put(leaf.astype(jnp.float32), self.shardings[name])
+            for name, leaf in leaves
+        }
 
     def build(self, params: Params, dtype: jnp.dtype) -> Transformer:
         """The model with these weights, in another precision."""
@@ -95,6 +104,24 @@ def make_train_steps(
     dtype = jnp.dtype(config.compute_dtype)
     views = 2 if config.loss.complementary else 1
 
+    # Every device takes the gradient of its own rows. Left to the compiler, the fused attention kernel
+    # is not split: each layer gathers the whole batch (two H100s: 30.5 ms a step, one alone 17.8).
+    axes = by_row.spec[0]
+
+    @functools.partial(
+        jax.shard_map,
+        mesh=template.mesh,
+        in_specs=(PartitionSpec(), by_row.spec),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    def value_and_gradient(params: Params, rows: tuple[Batch, Corruption]) -> tuple[Array, Params]:
+        def share(params: Params) -> Array:
+            loss = masked_loss(template.build(params, dtype), *rows)
+            return loss.total / lax.psum(loss.weight, axes)
+
+        return lax.psum(jax.value_and_grad(share)(params), axes)
+
     def step(state: State, corpus: Corpus, rows: Array) -> tuple[State, Metrics]:
         batch = jax.tree.map(lambda x: jnp.repeat(x, views, axis=0), take(corpus, rows))
         corruption = corrupt(
@@ -102,10 +129,7 @@ def make_train_steps(
         )
         batch, corruption = lax.with_sharding_constraint((batch, corruption), by_row)
 
-        def loss(params: Params) -> Array:
-            return masked_loss(template.build(params, dtype), batch, corruption).mean
-
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        value, gradient = value_and_gradient(state.params, (batch, corruption))
         updates, new = optimizer.update(gradient, state.optimizer, state.params)
         params: Any = optax.apply_updates(state.params, updates)
         metrics = {
