@@ -8,7 +8,9 @@ a block step (bytes of the weights over the device's measured copy bandwidth).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import platform
 import sys
 import time
@@ -60,6 +62,11 @@ SIZES = {
 GAIN, HEAD_GAIN = 1.5, 9.0
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _normal(key: jax.Array, scale: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return (scale * jax.random.normal(key, shape, dtype)).astype(dtype)
+
+
 def random_model(config: r2jax.ModelConfig, dtype: Any, seed: int = 0) -> r2jax.Transformer:
     """A model of random weights, each made on the device in its own dtype."""
     graph, state = nnx.split(
@@ -70,12 +77,10 @@ def random_model(config: r2jax.ModelConfig, dtype: Any, seed: int = 0) -> r2jax.
         shape = param.get_value().shape
         if len(shape) == 1:
             return param.replace(jnp.ones(shape, dtype))
-        top = path[0]
-        gain = {"head": HEAD_GAIN, "embed": shape[-1] ** 0.5}.get(top, GAIN)
+        gain = {"head": HEAD_GAIN, "embed": shape[-1] ** 0.5}.get(path[0], GAIN)
         nonlocal key
         key, one = jax.random.split(key)
-        draw = jax.jit(lambda k: (gain / shape[-1] ** 0.5) * jax.random.normal(k, shape, dtype))
-        return param.replace(draw(one).astype(dtype))
+        return param.replace(_normal(one, gain / shape[-1] ** 0.5, shape, dtype))
 
     key = jax.random.key(seed)
     flat = nnx.to_flat_state(state)
@@ -147,6 +152,7 @@ def bench(model: r2jax.Transformer, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.bench", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--size", choices=SIZES, default="llada-8b", help="random weights")
@@ -158,6 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--unequal", action="store_true", help="prompt lengths 1..prompt-length")
     parser.add_argument("--gen-length", type=int, default=256)
     parser.add_argument("--block-length", type=int, default=32)
+    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="write the JSON here as well")
@@ -168,6 +175,8 @@ def main(argv: list[str] | None = None) -> None:
         model = r2jax.load(args.checkpoint, dtype=dtype)
     else:
         model = random_model(SIZES[args.size], dtype, args.seed)
+    for layer in model.layers:
+        layer.attention_kernel = args.attention
     jax.block_until_ready(nnx.state(model))
     weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
     table = model.embed.weight[...].nbytes  # a few rows of it are read, the rest never
@@ -185,8 +194,9 @@ def main(argv: list[str] | None = None) -> None:
     text = json.dumps(result, indent=2)
     print(text)
     if args.output:
-        with open(args.output, "w") as file:
+        with open(args.output + ".tmp", "w") as file:
             file.write(text + "\n")
+        os.replace(args.output + ".tmp", args.output)
 
 
 if __name__ == "__main__":

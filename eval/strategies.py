@@ -99,6 +99,7 @@ def evaluate(
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m eval.strategies", description=__doc__)
     parser.add_argument("--checkpoint", default="llada-gsm-6m", help="path, hub id or bundled name")
     parser.add_argument("--problems", required=True, help="JSONL with question and answer")

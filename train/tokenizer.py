@@ -94,7 +94,7 @@ def write(tokenizer: Tokenizer, directory: Path) -> None:
         "cls_token": "[CLS]",
         "mask_token": MASK,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": 1024,
+        "model_max_length": 512,
         "chat_template": CHAT_TEMPLATE,
     }
     text = json.dumps(settings, indent=2) + "\n"
