@@ -17,12 +17,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from r2jax.grading import is_correct
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 import r2jax
+from r2jax.grading import is_correct
 
 STRATEGIES = ("vanilla", "fast_dllm", "r2")
 

@@ -20,8 +20,8 @@ def attention(
 ) -> Float[Array, "B S N h"]:
     """softmax(q kᵀ / √h) v over the first `key_lengths` keys of each row (None: all).
 
-    Grouped queries (N a multiple of K) share consecutive key heads. Padded keys stand at the end, so a
-    length says all there is to mask; it is what fused kernels take too ("cudnn": NVIDIA, bfloat16).
+    Grouped queries (N a multiple of K) share consecutive key heads. Padded keys stand at the end,
+    so a length says all there is to mask; fused kernels take it too ("cudnn": NVIDIA, bfloat16).
     """
     return jax.nn.dot_product_attention(
         q, k, v, key_value_seq_lengths=key_lengths, implementation=kernel

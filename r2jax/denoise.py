@@ -58,6 +58,7 @@ class Progress(NamedTuple):
 
 
 def start(batch: int, static: StaticDecode, mask_id: int) -> Progress:
+    """Nothing decoded yet, all counts zero."""
     zero = jnp.zeros((batch,), jnp.int32)
     counts = RuleCounts(zero, zero, zero)
     shape = (batch, static.gen_length)

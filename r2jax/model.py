@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from r2jax.attention import Kernel, attention
@@ -42,7 +43,7 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         std: float,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         weight = std * jax.random.normal(rngs.params(), (d_out, d_in), jnp.float32)
@@ -57,7 +58,7 @@ class Linear(nnx.Module):
 class RMSNorm(nnx.Module):
     """Normalise in float32, cast back, then scale in the model's dtype (LLaDA's order of casts)."""
 
-    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype) -> None:
+    def __init__(self, size: int, eps: float, *, dtype: DTypeLike) -> None:
         self.weight = nnx.Param(jnp.ones((size,), dtype), logical_axes=("embed",))
         self.eps = eps
 
@@ -113,7 +114,7 @@ class Embedding(nnx.Module):
         size: int,
         frequent: Sequence[int],
         *,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ) -> None:
         weight = 0.02 * jax.random.normal(rngs.params(), (vocab, size), jnp.float32)
@@ -149,7 +150,7 @@ def rotate(
 class Layer(nnx.Module):
     """x + Attention(RMSNorm(x)), then x + MLP(RMSNorm(x)) with a SiLU-gated MLP."""
 
-    def __init__(self, config: ModelConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
         d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
         n, k = config.num_heads * h, config.num_kv_heads * h
         make = functools.partial(Linear, dtype=dtype, rngs=rngs)
@@ -220,7 +221,7 @@ class Transformer(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs
+        self, config: ModelConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
     ) -> None:
         d, v = config.hidden_size, config.vocab_size
         self.config = config

@@ -1,7 +1,7 @@
 """The golden cases of the original programs, and how ours are compared with them.
 
-`python -m tests.golden_cases` runs every case twice, alone and in batches of unequal prompts: the full proof,
-too slow for the suite (about ten minutes on two cores).
+`python -m tests.golden_cases` runs every case twice, alone and in batches of unequal prompts: the
+full proof, too slow for the suite.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def batches(name: str) -> dict[r2jax.DecodeConfig, list[dict[str, Any]]]:
 
 def differences(out: r2jax.DecodeOutput, row: int, case: dict[str, Any]) -> list[str]:
     """What of a traced row differs from its case."""
+    assert out.states is not None and out.committed_by is not None
     states, committed_by = np.asarray(out.states[row]), np.asarray(out.committed_by[row])
     nfe = case["nfe"]
     wrong = {

@@ -76,7 +76,9 @@ def test_schedule(blocks: strategies.Blocks, steps: int, step: int):
     step = min(step, steps - 1)
     got = jax.jit(transfer.by_schedule)(blocks.masked, blocks.rest, np.full(8, step), steps)
     quota = oracle.quotas(LENGTH, steps)[step]
-    rows(got, [oracle.schedule(*row, quota) for row in zip(blocks.masked, blocks.rest)])
+    rows(
+        got, [oracle.schedule(*row, quota) for row in zip(blocks.masked, blocks.rest, strict=True)]
+    )
 
 
 @many
@@ -84,7 +86,7 @@ def test_schedule(blocks: strategies.Blocks, steps: int, step: int):
 def test_threshold(blocks: strategies.Blocks, limit: float):
     confidence = np.asarray(predict.confidence(jnp.asarray(blocks.rest)))
     got = jax.jit(transfer.by_threshold)(blocks.masked, blocks.rest, limit)
-    each = zip(blocks.masked, blocks.rest, confidence)
+    each = zip(blocks.masked, blocks.rest, confidence, strict=True)
     rows(got, [oracle.threshold(*row, limit) for row in each])
 
 
@@ -95,7 +97,10 @@ def test_factor(blocks: strategies.Blocks, scale: float):
     got = jax.jit(transfer.by_factor)(blocks.masked, blocks.rest, scale)
     rows(
         got,
-        [oracle.factor(*row, scale) for row in zip(blocks.masked, blocks.rest, confidence)],
+        [
+            oracle.factor(*row, scale)
+            for row in zip(blocks.masked, blocks.rest, confidence, strict=True)
+        ],
     )
 
 
@@ -107,7 +112,7 @@ def test_confidence_cluster(size: int, blocks: strategies.Blocks, limit: float, 
     got = rule(blocks.masked, blocks.confidence, size, limit, unmasked)
     each = [
         oracle.confidence_cluster(masked, confidence.astype(np.float32), size, limit, unmasked)
-        for masked, confidence in zip(blocks.masked, blocks.confidence)
+        for masked, confidence in zip(blocks.masked, blocks.confidence, strict=True)
     ]
     rows(got.positions, [positions for positions, _ in each])
     assert got.events.tolist() == [events for _, events in each]
@@ -121,7 +126,7 @@ def test_token_cluster(mode: str, blocks: strategies.Blocks, limit: float, size:
     got = rule(blocks.masked, blocks.tokens, blocks.confidence, limit, size, mode)
     each = [
         oracle.token_cluster(*row, limit, size, mode)
-        for row in zip(blocks.masked, blocks.tokens, blocks.confidence)
+        for row in zip(blocks.masked, blocks.tokens, blocks.confidence, strict=True)
     ]
     rows(got.positions, [positions for positions, _ in each])
     assert got.events.tolist() == [events for _, events in each]
@@ -164,7 +169,9 @@ def test_temporal(evaluate: str, history: strategies.History, steps: int, limit:
     streak = redundancy.Streak.start(8, LENGTH)
     reference = [oracle.Temporal(LENGTH) for _ in range(8)]
     before = history.masked
-    for taken, tokens, confidence in zip(history.taken, history.tokens, history.confidence):
+    for taken, tokens, confidence in zip(
+        history.taken, history.tokens, history.confidence, strict=True
+    ):
         active = before & ~taken
         fired, streak = rule(streak, active, tokens, confidence, steps, limit, evaluate)
         expected = [

@@ -33,6 +33,7 @@ from train.step import Template, make_evaluation, make_initial, make_train_steps
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """The whole run, top to bottom."""
     started = time.monotonic()
     args = parse(argv)
 
@@ -124,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m train.sft", description=__doc__)
     parser.add_argument("config", type=Path, help="JSON file, see train/config.py")
     parser.add_argument("--corpus", type=Path, required=True, help="written by train.corpus")
