@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from convert.verify import verify
 from r2jax.checkpoint import CheckpointError, Kind, open_checkpoint, resolve, write
+from r2jax.cli import Parser, run
 
 _SOURCE = "a directory, a Hugging Face id (owner/name) or the name of a bundled model"
 _FROM_HF = f"""\
@@ -53,7 +54,7 @@ exceeds --tolerance. A conversion changes no byte, so the default allows no diff
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m convert", description=__doc__)
+    parser = Parser(prog="python -m convert", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, summary: str) -> argparse.ArgumentParser:
@@ -143,7 +144,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 (verify: they differ) or 2 (an error)."""
     args = _parser().parse_args(argv)
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs at length what it raises too
-    try:
+
+    def command() -> int:
         if args.command == "from-hf":
             _convert(args.src, args.dst, kind="converted", force=args.force)
         elif args.command == "to-hf":
@@ -153,12 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             result = verify(args.a, args.b, dtype=args.dtype, text=args.text, seed=args.seed)
             print(result)
             return int(not result.max_difference <= args.tolerance)  # a NaN is beyond any tolerance
-    except (
-        ValueError
-    ) as error:  # CheckpointError among them: the user's input, told without a traceback
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+
+    return run("python -m convert", command)
 
 
 if __name__ == "__main__":

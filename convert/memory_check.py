@@ -12,6 +12,7 @@ the largest tensor plus 256 MiB, or `load` more than that above its arrays.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -26,32 +27,13 @@ import numpy as np
 
 from convert.__main__ import main as convert
 from r2jax.checkpoint import load, open_checkpoint, parameter_shapes
-from r2jax.config import ModelConfig
+from r2jax.config import LLADA_8B, ModelConfig
 from r2jax.hf import hf_names
 from r2jax.safetensors_files import open_tensors, write_tensors
 from r2jax.tensors import BFLOAT16, Tensor
 
 _SLACK = 256 * 2**20
 _MEGA = 2**20
-
-
-def _config(num_layers: int) -> ModelConfig:
-    """LLaDA-8B with fewer layers."""
-    return ModelConfig(
-        vocab_size=126464,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_layers=num_layers,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        max_sequence_length=4096,
-        rope_theta=500000.0,
-        rms_norm_eps=1e-5,
-        mask_id=126336,
-        eos_id=126081,
-        pad_id=126081,
-    )
 
 
 def _make(directory: Path, num_bytes: int) -> None:
@@ -67,7 +49,7 @@ def _make(directory: Path, num_bytes: int) -> None:
             for seed, (name, shape) in enumerate(shapes.items())
         }
 
-    models = (_config(num_layers) for num_layers in itertools.count(1))
+    models = (dataclasses.replace(LLADA_8B, num_layers=n) for n in itertools.count(1))
     config = next(c for c in models if sum(t.nbytes for t in tensors(c).values()) >= num_bytes)
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(config.to_hf(dtype="bfloat16")))

@@ -23,24 +23,13 @@ import numpy as np
 from flax import nnx
 
 import r2jax
+from r2jax.cli import Parser, run
+from r2jax.config import LLADA_8B
 from r2jax.decode import decode
+from r2jax.generate import BUCKET
 
 SIZES = {
-    "llada-8b": r2jax.ModelConfig(
-        vocab_size=126464,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        max_sequence_length=4096,
-        rope_theta=500000.0,
-        rms_norm_eps=1e-5,
-        mask_id=126336,
-        eos_id=126081,
-        pad_id=126081,
-    ),
+    "llada-8b": LLADA_8B,
     "tiny": r2jax.ModelConfig(
         vocab_size=512,
         hidden_size=64,
@@ -116,7 +105,7 @@ def bench(model: r2jax.Transformer, args: argparse.Namespace) -> dict[str, Any]:
     lengths = np.full((args.batch,), args.prompt_length, np.int32)
     if args.unequal:
         lengths = rng.integers(1, args.prompt_length + 1, (args.batch,)).astype(np.int32)
-    width = -(-args.prompt_length // 64) * 64
+    width = -(-args.prompt_length // BUCKET) * BUCKET
     tokens = rng.integers(0, model.config.mask_id, (args.batch, width)).astype(np.int32)
     inputs = (jnp.asarray(tokens), jnp.asarray(lengths))
     static, scalars = config.split(model.config.eos_id)
@@ -153,7 +142,7 @@ def bench(model: r2jax.Transformer, args: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.bench", description=__doc__)
+    parser = Parser(prog="python -m eval.bench", description=__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--size", choices=SIZES, default="llada-8b", help="random weights")
     what.add_argument("--checkpoint", help="path, hub id or bundled name instead")
@@ -200,4 +189,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("python -m eval.bench", main))

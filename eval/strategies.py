@@ -7,11 +7,10 @@ circumstances as JSON.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import platform
-import time
+import sys
 from typing import Any
 
 import jax
@@ -22,6 +21,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 import r2jax
+from r2jax.cli import Parser, run
+from r2jax.clock import Clock
 from r2jax.grading import is_correct
 
 STRATEGIES = ("vanilla", "fast_dllm", "r2")
@@ -45,25 +46,19 @@ def evaluate(
       advance: called after each batch.
 
     Returns:
-      Accuracy and its standard error, means per problem, warm seconds of all batches, compile time
-      apart (the first batch runs twice), and the answers.
+      Accuracy and its standard error, means per problem, seconds of all batches with compile time
+      apart, and the answers.
     """
     rows: list[dict[str, Any]] = []
-    warm = compile_seconds = 0.0
+    running = compiling = 0.0
     for i in range(0, len(problems), batch):
         part = problems[i : i + batch]
         prompts = [p["question"] for p in part]
         prompts += prompts[:1] * (batch - len(prompts))
-        start = time.perf_counter()
-        out = r2jax.generate_text(model, tokenizer, prompts, config)
-        took = time.perf_counter() - start
-        if i == 0:
-            start = time.perf_counter()
+        with Clock() as clock:
             out = r2jax.generate_text(model, tokenizer, prompts, config)
-            compile_seconds, took = took, time.perf_counter() - start
-            compile_seconds -= took
-        warm += took
-        counts = jax.device_get(out.counts)
+        running += clock.running
+        compiling += clock.compiling
         for j, problem in enumerate(part):
             rows.append(
                 {
@@ -72,8 +67,8 @@ def evaluate(
                     "text": out.texts[j],
                     "correct": is_correct(out.texts[j], problem["answer"]),
                     "nfe": int(out.nfe[j]),
-                    "actual": int(counts.actual.total[j]),
-                    "potential": int(counts.potential.total[j]),
+                    "actual": int(out.counts.actual.total[j]),
+                    "potential": int(out.counts.potential.total[j]),
                 }
             )
         advance()
@@ -92,44 +87,62 @@ def evaluate(
         "nfe_per_block": mean("nfe") / blocks,
         "r_total_actual": mean("actual"),
         "r_total_potential": mean("potential"),
-        "seconds": warm,
-        "compile_seconds": compile_seconds,
+        "seconds": running,
+        "compile_seconds": compiling,
         "answers": rows,
     }
 
 
+def read_problems(path: str) -> list[dict[str, str]]:
+    """The problems of a JSONL file.
+
+    Raises:
+      ValueError: no problems, or a line that is no object with question and answer.
+    """
+    problems = []
+    with open(path, encoding="utf-8") as file:
+        for i, line in enumerate(file, start=1):
+            try:
+                row = json.loads(line)
+                problems.append({field: str(row[field]) for field in ("question", "answer")})
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f'{path}, line {i}: must be {{"question": ..., "answer": ...}}'
+                ) from None
+    if not problems:
+        raise ValueError(f"{path} holds no problems")
+    return problems
+
+
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m eval.strategies", description=__doc__)
+    parser = Parser(prog="python -m eval.strategies", description=__doc__)
     parser.add_argument("--checkpoint", default="llada-gsm-6m", help="path, hub id or bundled name")
     parser.add_argument("--problems", required=True, help="JSONL with question and answer")
     parser.add_argument("--limit", type=int, help="only the first N")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--gen-length", type=int, default=128)
-    parser.add_argument("--block-length", type=int, default=32)
+    parser.add_argument("--gen-length", type=int, help="default: the checkpoint's")
+    parser.add_argument("--block-length", type=int, help="default: the checkpoint's")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as stored")
     parser.add_argument("--output", help="JSON with every number and answer")
     args = parser.parse_args(argv)
 
-    with open(args.problems) as file:
-        problems = [json.loads(line) for line in file][: args.limit]
-    for i, problem in enumerate(problems):
-        if not {"question", "answer"} <= problem.keys():
-            parser.error(f"{args.problems}:{i + 1}: needs the fields question and answer")
-    if not problems:
-        parser.error(f"{args.problems} holds no problems")
+    problems = read_problems(args.problems)[: args.limit]
+    lengths = {"gen_length": args.gen_length, "block_length": args.block_length}
+    defaults = {
+        **r2jax.generation_defaults(args.checkpoint),
+        **{name: value for name, value in lengths.items() if value is not None},
+    }
+    configs = {name: getattr(r2jax.DecodeConfig, name)(**defaults) for name in args.strategies}
     model = r2jax.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None)
     tokenizer = r2jax.load_tokenizer(args.checkpoint)
     batch = min(args.batch, len(problems))
 
     results = {}
     with Progress(console=Console(stderr=True)) as progress:
-        for name in args.strategies:
+        for name, config in configs.items():
             task = progress.add_task(name, total=-(-len(problems) // batch))
-            config = getattr(r2jax.DecodeConfig, name)(
-                gen_length=args.gen_length, block_length=args.block_length
-            )
             results[name] = evaluate(
                 model, tokenizer, problems, config, batch, lambda t=task: progress.advance(t)
             )
@@ -164,4 +177,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("python -m eval.strategies", main))

@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from r2jax import options
 from r2jax.checkpoint import load, open_checkpoint, resolve
+from r2jax.cli import Parser
 from r2jax.clock import Clock, progress
 from r2jax.decode_config import DecodeConfig
 from r2jax.generate import check_config, check_prompts
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="r2jax",
         description="Masked-diffusion language models (LLaDA) in JAX, decoded with R²-dLLM.",
         epilog=_PROGRAM_EXAMPLES,
@@ -163,6 +164,8 @@ def _generate(args: argparse.Namespace) -> None:
     # Whatever can be wrong without the model is found before it is loaded.
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
     prompts = options.read_prompts(args.prompts, args.prompt_file, sys.stdin)
     config = options.decode_config(args, generation_defaults(args.checkpoint))
     mesh = _mesh(args.mesh) if args.mesh else None

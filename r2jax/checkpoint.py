@@ -28,7 +28,7 @@ from r2jax.atomic import new_directory
 from r2jax.config import ModelConfig
 from r2jax.hf import hf_names, is_buffer
 from r2jax.model import Transformer
-from r2jax.sharding import named_sharding
+from r2jax.sharding import check_mesh, named_sharding
 from r2jax.tensors import DTYPES, CheckpointError, Tensor, check
 
 Kind = Literal["hf", "converted"]
@@ -87,12 +87,17 @@ def load(
 
     Raises:
       CheckpointError: not found, damaged, of an unknown architecture, tensors missing, unexpected
-        or misshapen, or a mesh that does not divide them.
-      ValueError: another dtype.
+        or misshapen.
+      ValueError: another dtype, or a mesh that cannot hold the model (`sharding.check_mesh`).
     """
     checkpoint = open_checkpoint(resolve(source))
-    target = _dtype(checkpoint, source) if dtype is None else np.dtype(dtype)
-    if target not in DTYPES.values():
+    if mesh is not None:
+        check_mesh(mesh, checkpoint.config)
+    try:
+        target = _dtype(checkpoint, source) if dtype is None else np.dtype(dtype)
+    except TypeError:
+        target = None
+    if target is None or target not in DTYPES.values():
         raise ValueError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
     graph, parameters = _abstract(checkpoint.config)
     shardings = _shardings(parameters, mesh)
@@ -115,7 +120,7 @@ def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
       CheckpointError: none of the three, or the hub does not give it.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
+    if os.fspath(source) and path.is_dir():
         return path
     if path.exists():
         raise CheckpointError(f"{path} is a file; give the directory that holds config.json")
@@ -321,15 +326,7 @@ def _shardings(
 ) -> dict[str, Sharding | None]:
     if mesh is None:
         return dict.fromkeys(parameters)
-    shardings, faults = {}, []
-    for name, param in parameters.items():
-        axes, shape = param.get_metadata("logical_axes"), param.get_value().shape
-        try:
-            shardings[name] = named_sharding(mesh, axes, shape)
-        except ValueError as error:
-            faults.append(f"{name} {list(shape)}: {error}")
-    if faults:
-        raise CheckpointError(
-            f"the mesh does not divide {len(faults)} tensors: {'; '.join(faults)}"
-        )
-    return shardings
+    return {
+        name: named_sharding(mesh, param.get_metadata("logical_axes"))
+        for name, param in parameters.items()
+    }

@@ -6,6 +6,7 @@ Frozen, hashable and validated when made: a wrong value is named here, before an
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -62,11 +63,10 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
-        if not self.rope_theta > 0 or not self.rms_norm_eps > 0:
-            raise ValueError(
-                f"rope_theta and rms_norm_eps must be positive, got {self.rope_theta!r} and "
-                f"{self.rms_norm_eps!r}"
-            )
+        for name in ("rope_theta", "rms_norm_eps"):
+            value = getattr(self, name)
+            if not is_number(value) or not value > 0:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
@@ -82,7 +82,7 @@ class ModelConfig:
             no published checkpoint uses and that would change the result (all named).
         """
         model_type = config.get("model_type")
-        if model_type not in _FROM_HF:
+        if not isinstance(model_type, str) or model_type not in _FROM_HF:
             raise ValueError(
                 f"{source}: model_type is {model_type!r}; r2jax knows {', '.join(_FROM_HF)}"
             )
@@ -119,6 +119,11 @@ class ModelConfig:
 def is_int(value: object) -> TypeGuard[int]:
     """Whether `value` is an integer and no boolean."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a finite integer or float."""
+    return is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 _LLADA_KEYS = {
@@ -158,7 +163,7 @@ _LLADA_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 
 
 def _llada(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    config = {**_LLADA_DEFAULTS, **config}
+    config = {**_LLADA_DEFAULTS, **{key: v for key, v in config.items() if v is not None}}
     wrong = [
         f"{key} is {config[key]!r} (only {want!r} is supported)"
         for key, want in _LLADA_FIXED.items()
@@ -177,8 +182,9 @@ def _llada(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     missing = [hf for hf in _LLADA_KEYS.values() if config.get(hf) is None]
     if missing:
         raise ValueError(f"{source}: missing {', '.join(missing)}")
-    if not is_int(config["n_heads"]) or config["n_heads"] < 1:
-        raise ValueError(f"{source}: n_heads must be a positive integer, got {config['n_heads']!r}")
+    for key in ("d_model", "n_heads"):
+        if not is_int(config[key]) or config[key] < 1:
+            raise ValueError(f"{source}: {key} must be a positive integer, got {config[key]!r}")
     if config["d_model"] % config["n_heads"]:
         raise ValueError(
             f"{source}: d_model ({config['d_model']}) must be a multiple of n_heads "
@@ -188,8 +194,25 @@ def _llada(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         "model_type": "llada",
         **{ours: config[hf] for ours, hf in _LLADA_KEYS.items()},
         "head_dim": config["d_model"] // config["n_heads"],
-        "rope_theta": float(config["rope_theta"]),
+        "rope_theta": config["rope_theta"],
     }
 
 
 _FROM_HF = {"llada": _llada}
+
+LLADA_8B = ModelConfig(
+    vocab_size=126464,
+    hidden_size=4096,
+    intermediate_size=12288,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    max_sequence_length=4096,
+    rope_theta=500000.0,
+    rms_norm_eps=1e-5,
+    mask_id=126336,
+    eos_id=126081,
+    pad_id=126081,
+)
+"""LLaDA-8B (Base, Instruct) and LLaDA-1.5, for programs that need the sizes and not the weights."""

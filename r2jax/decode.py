@@ -5,11 +5,7 @@
         while any row's block holds masks:     lax.while_loop
             forward (the block, block and suffix, or everything), then `denoise`
 
-**Layout.** A row is laid out [generation | prompt | right pad], with explicit rotary positions.
-Attention is bidirectional, so the order of columns is free, and this one has two virtues: block b
-starts at column b * block_length in every row whatever the prompt's length (cache writes are one
-dynamic_update_slice), and the columns that count are a prefix of length gen_length + prompt_length
-(a key length says it all).
+A row is laid out [generation | prompt | right pad]; layout.py says why.
 
 **Rows are independent.** Blocks move in lock step, but a row takes part in a forward only while its
 own block holds masks: then it is counted, otherwise nothing of it changes. Ending a row at EOS
@@ -29,6 +25,7 @@ from jaxtyping import Bool, Int
 from r2jax.cache import Cache
 from r2jax.decode_config import DecodeScalars, StaticDecode
 from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, start
+from r2jax.layout import layout
 from r2jax.model import Transformer
 from r2jax.redundancy import Streak
 
@@ -109,11 +106,7 @@ def decode(
     gen, length = static.gen_length, static.block_length
     mask_id = model.config.mask_id
     batch, prompt = tokens.shape
-    key_lengths = gen + lengths
-    generated = lengths[:, None] + jnp.arange(gen)
-    positions = jnp.concatenate(
-        [generated, jnp.broadcast_to(jnp.arange(prompt), tokens.shape)], axis=1
-    )
+    positions, key_lengths = layout(lengths, gen, prompt)
     step = functools.partial(
         denoise,
         static=static,

@@ -6,7 +6,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, NamedTuple, get_args
 
-from r2jax.config import is_int
+import jax
+import numpy as np
+
+from r2jax.config import is_int, is_number
+
+_LARGEST = float(np.finfo(np.float32).max)  # scalars are float32 in the compiled program
 
 Cache = Literal["none", "prefix", "dual"]
 Remasking = Literal["low_confidence", "random"]
@@ -122,6 +127,12 @@ class DecodeConfig:
     """Which tokens end a row; None: the model's eos."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # a sweep hands in NumPy's or JAX's scalars
+            value = getattr(self, field.name)
+            if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.ndim == 0:
+                object.__setattr__(self, field.name, value.item())
+            elif isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
         for name, values in (
             ("cache", get_args(Cache)),
             ("remasking", get_args(Remasking)),
@@ -147,8 +158,8 @@ class DecodeConfig:
             self._check_float(name, 0.0, 1.0)
         if self.temperature is None:
             raise ValueError("temperature must be a number (0 is greedy), got None")
-        self._check_float("factor", 0.0, None)
-        self._check_float("temperature", 0.0, None)
+        self._check_float("factor", 0.0)
+        self._check_float("temperature", 0.0)
         self._check_float("top_p", 0.0, 1.0)
         if self.top_p == 0:
             raise ValueError("top_p must be in (0, 1], got 0")
@@ -179,14 +190,12 @@ class DecodeConfig:
             f"got {value!r}"
         )
 
-    def _check_float(self, name: str, low: float, high: float | None) -> None:
+    def _check_float(self, name: str, low: float, high: float = _LARGEST) -> None:
         value = getattr(self, name)
-        if value is None:
+        if value is None or (is_number(value) and low <= value <= high):
             return
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not low <= value <= (float("inf") if high is None else high):
-            bounds = f"at least {low:g}" if high is None else f"between {low:g} and {high:g}"
-            raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+        bounds = f"at least {low:g}" if high == _LARGEST else f"between {low:g} and {high:g}"
+        raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
 
     @property
     def eos_ids(self) -> tuple[int, ...] | None:

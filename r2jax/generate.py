@@ -90,7 +90,9 @@ def check_prompts(
     prompts: Sequence[Sequence[int] | np.ndarray], model: ModelConfig, gen_length: int
 ) -> list[np.ndarray]:
     """The prompts as int arrays, or a ValueError naming the first wrong one."""
-    if isinstance(prompts, (str, bytes)) or (len(prompts) and isinstance(prompts[0], str)):
+    if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__"):
+        raise ValueError(f"prompts must be lists of token ids, got {prompts!r}")
+    if len(prompts) and isinstance(prompts[0], str):
         raise ValueError("prompts must be token ids; for text use r2jax.generate_text")
     if not len(prompts):
         raise ValueError("prompts is empty: give at least one prompt")
@@ -130,9 +132,10 @@ def _row_keys(key: jax.Array | None, batch: int, needed: bool) -> jax.Array | No
             "temperature > 0, remasking='random' and token_cluster='random' need `key`, for "
             "example jax.random.key(0)"
         )
+    if not isinstance(key, jax.Array):
+        raise ValueError(f"key must be a JAX random key (jax.random.key(0)), got {key!r}")
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    assert key is not None
+        key = jnp.asarray(jax.random.wrap_key_data(key))  # an old-style key of two integers
     if key.shape == ():
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):

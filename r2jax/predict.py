@@ -55,12 +55,13 @@ def predict(
       everything.
     """
     z = logits.astype(jnp.float32)
-    allowed = jnp.where(jnp.arange(z.shape[-1]) == mask_id, -jnp.inf, z)
-    top = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
+    is_mask = jnp.arange(z.shape[-1]) == mask_id
+    top = jnp.argmax(jnp.where(is_mask, -jnp.inf, z), axis=-1).astype(jnp.int32)
     top_rest = residual_mass(z, top)
     if keys is None:
         return Prediction(top, top_rest, top, top_rest)
-    allowed = allowed / temperature
+    # Excluded after the division: no temperature can bring the mask back, which would never end.
+    allowed = jnp.where(is_mask, -jnp.inf, z / temperature)
     if top_p is not None:
         allowed = _nucleus(allowed, top_p)
     noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, z.shape[-1:], jnp.float32)))(keys)

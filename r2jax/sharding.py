@@ -8,7 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from r2jax.config import ModelConfig
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -81,10 +84,35 @@ def named_sharding(
     return NamedSharding(mesh, partition)
 
 
+def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
+    """Refuse a mesh that cannot hold the model.
+
+    Raises:
+      ValueError: other axes than `make_mesh` makes, or a tensor axis that would split a head (the
+        flat projections divide, but every layer would move its activations from device to device).
+    """
+    if mesh.axis_names != MESH_AXES:
+        raise ValueError(
+            f"the mesh has axes {mesh.axis_names}; make it with r2jax.make_mesh, axes {MESH_AXES}"
+        )
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    for name, parts, axis in (
+        ("num_heads", tensor, "tensor"),
+        ("num_kv_heads", tensor, "tensor"),
+        ("intermediate_size", tensor, "tensor"),
+        ("vocab_size", tensor, "tensor"),
+        ("hidden_size", fsdp, "fsdp"),
+    ):
+        if getattr(config, name) % parts:
+            raise ValueError(
+                f"{name} {getattr(config, name)} cannot be split evenly over the mesh axis "
+                f"{axis}={parts}"
+            )
+
+
 def param_shardings(state: Any, mesh: Mesh) -> Any:
     """A tree like `state` (an nnx.State or module with `logical_axes` on each Param) of
     shardings."""
-    from flax import nnx
 
     def one(param: nnx.Variable) -> nnx.Variable:
         return param.replace(

@@ -266,12 +266,14 @@ def test_a_directory_without_weights(tiny: Path) -> None:
         load(tiny)
 
 
-def test_a_mesh_that_does_not_divide_names_every_tensor(tiny: Path) -> None:
-    mesh = make_mesh(tensor=3, devices=jax.devices()[:3])
-    with pytest.raises(CheckpointError, match="does not divide 16 tensors: ") as error:
-        load(tiny, mesh=mesh)
-    assert "embed.weight [256, 64]" in str(error.value)
-    assert "layers.1.down_proj.weight [64, 128]" in str(error.value)
+def test_a_mesh_that_cannot_hold_the_model(tiny: Path) -> None:
+    """Three parts divide nothing; eight divide the projections, but would split the four heads."""
+    for tensor in (3, 8):
+        mesh = make_mesh(tensor=tensor, devices=jax.devices()[:tensor])
+        with pytest.raises(ValueError, match=f"num_heads 4 .* tensor={tensor}"):
+            load(tiny, mesh=mesh)
+    with pytest.raises(ValueError, match="make_mesh"):
+        load(tiny, mesh=jax.sharding.Mesh(np.array(jax.devices()), ("x",)))
 
 
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(
         monkeypatch.setattr("r2jax.safetensors_files.write_tensors", full)
     assert main([command, str(source), str(source.with_name("target"))]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("error: ") and message.count("\n") == 1
+    assert message.startswith("python -m convert: error: ") and message.count("\n") == 1
     assert ("but only 1,234 are free" if failure == "space" else "is full") in message
     assert {entry.name for entry in source.parent.iterdir()} == before
 

@@ -36,6 +36,14 @@ def test_prediction(digits: bytes, mask_id: int):
     assert (got.token != mask_id).all()
 
 
+def test_no_temperature_brings_the_mask_back():
+    """An infinite temperature flattens all; the mask stays out, or decoding would never end."""
+    logits = jnp.zeros((1, 50, 3)).at[..., 2].set(9.0)
+    keys = jax.random.split(jax.random.key(0), (1, 50))
+    for temperature in (1e38, float("inf")):
+        assert (predict.predict(logits, 2, keys, temperature).token < 2).all()
+
+
 def test_a_bfloat16_tie_goes_to_the_lowest_id():
     logits = jnp.asarray([[[1.0, 3.001, 3.002, 3.0]]], jnp.bfloat16)
     assert predict.predict(logits, 0).token.tolist() == [[1]]

@@ -9,12 +9,12 @@ the file OUT.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from random import Random
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from tokenizers import Tokenizer
 
+from r2jax.cli import Parser, run
 from train.gsm8k import read_gsm8k
 from train.problems import problem
 from train.tokenizer import END, MASK, TURN_END, chat_prompt
@@ -173,7 +174,7 @@ def held_out(count: int, seed: int, tokenizer: Path | None = None) -> list[dict[
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m train.corpus", description=__doc__)
+    parser = Parser(prog="python -m train.corpus", description=__doc__)
     parser.add_argument("out", type=Path, help="directory (or the file of --held-out)")
     parser.add_argument("--rows", type=int, default=3_000_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -204,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("python -m train.corpus", main))

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
+from r2jax.layout import layout
 from r2jax.model import Transformer
 from train.config import LossConfig
 from train.data import Batch
@@ -181,7 +182,7 @@ def answer_logits(
     """Logits of the answer's positions, those in `masked` hidden.
 
     Rows are laid out [answer | prompt | pad] with explicit positions, as in decoding
-    (r2jax/decode.py says why): the answer is the same columns in every row, so the language-model
+    (r2jax/layout.py says why): the answer is the same columns in every row, so the language-model
     head runs on a static slice (128 of 320 columns) and nothing is gathered. Running it on the
     drawn block alone would save 2 % of the bundled model's arithmetic and cost a gather.
     """
@@ -189,14 +190,8 @@ def answer_logits(
     tokens = jnp.concatenate(
         [jnp.where(masked, model.config.mask_id, batch.answer), batch.prompt], axis=1
     )
-    positions = jnp.concatenate(
-        [
-            batch.prompt_length[:, None] + jnp.arange(width),
-            jnp.broadcast_to(jnp.arange(batch.prompt.shape[1]), batch.prompt.shape),
-        ],
-        axis=1,
-    )
-    hidden, _ = model.hidden(tokens, positions, width + batch.prompt_length)
+    positions, key_lengths = layout(batch.prompt_length, width, batch.prompt.shape[1])
+    hidden, _ = model.hidden(tokens, positions, key_lengths)
     return model.logits(hidden[:, :width])
 
 

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from r2jax.checkpoint import load, save_hf
+from r2jax.cli import Parser, run
 from r2jax.sharding import make_mesh, named_sharding
 from train.config import read_config
 from train.data import read_corpus, row_indices
@@ -126,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m train.sft", description=__doc__)
+    parser = Parser(prog="python -m train.sft", description=__doc__)
     parser.add_argument("config", type=Path, help="JSON file, see train/config.py")
     parser.add_argument("--corpus", type=Path, required=True, help="written by train.corpus")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints, log, model")
@@ -152,4 +153,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("python -m train.sft", main))

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from r2jax.model import Transformer
-from r2jax.sharding import named_sharding, param_shardings
+from r2jax.sharding import check_mesh, named_sharding, param_shardings
 from train.config import LossConfig, TrainConfig
 from train.data import Batch, Corpus, take
 from train.losses import Corruption, LossSum, answer_logits, corrupt, cross_entropy, masked_loss
@@ -40,6 +40,7 @@ class Template:
     """The model without its weights: names, shapes, shardings, and how to put weights in."""
 
     def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
+        check_mesh(mesh, config.model)
         self.mesh = mesh
         self._make = lambda: Transformer(config.model, rngs=nnx.Rngs(config.seed))
         abstract = nnx.eval_shape(self._make)

@@ -7,14 +7,15 @@ readable by transformers.PreTrainedTokenizerFast and by r2jax without remote cod
 
 from __future__ import annotations
 
-import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from r2jax.cli import Parser, run
 from train.problems import problem
 from train.wording import solution
 
@@ -105,7 +106,7 @@ def main() -> None:
     """The command line."""
     from train.gsm8k import read_gsm8k
 
-    parser = argparse.ArgumentParser(prog="python -m train.tokenizer", description=__doc__)
+    parser = Parser(prog="python -m train.tokenizer", description=__doc__)
     parser.add_argument("out", type=Path, help="directory for the two files")
     parser.add_argument("--rows", type=int, default=20_000, help="generated problems to read")
     parser.add_argument("--seed", type=int, default=0)
@@ -118,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run("python -m train.tokenizer", main))

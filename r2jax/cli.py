@@ -1,0 +1,31 @@
+"""The edge of every program here: a user's mistake is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that does not print its usage in front of an error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def run(program: str, main: Callable[[], int | None]) -> int:
+    """Run `main` and return the exit status: its own, 2 for bad input, 130 when interrupted.
+
+    Args:
+      program: its name, in front of an error.
+      main: raises ValueError or OSError for what the user can put right.
+    """
+    try:
+        return main() or 0
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,128 @@
+"""Configurations: what they read, and that a wrong value is named before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from r2jax import DecodeConfig, ModelConfig
+from r2jax.config import LLADA_8B
+from tests import golden_cases as golden
+
+TINY = json.loads((golden.ROOT / "tiny-a" / "config.json").read_text())
+
+
+def test_a_config_survives_the_round_trip():
+    config = ModelConfig.from_hf(TINY)
+    assert (config.num_layers, config.head_dim, config.mask_id) == (2, 16, 255)
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert ModelConfig.from_hf(LLADA_8B.to_hf("bfloat16")) == LLADA_8B
+
+
+def test_absent_keys_take_the_original_programs_defaults():
+    absent = ("rms_norm_eps", "rope_theta", "n_kv_heads", "embedding_size", "pad_token_id")
+    config = ModelConfig.from_hf({k: v for k, v in TINY.items() if k not in absent})
+    assert (config.rms_norm_eps, config.rope_theta, config.num_kv_heads) == (1e-5, 10000.0, 4)
+    assert (config.vocab_size, config.pad_id) == (256, 0)
+    nulls = ModelConfig.from_hf({**TINY, **dict.fromkeys(absent)})
+    assert nulls == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; r2jax knows llada"),
+        ({"model_type": ["llada"]}, "model_type is"),
+        ({"d_model": "x"}, "d_model must be a positive integer, got 'x'"),
+        ({"d_model": 62}, "d_model (62) must be a multiple of n_heads (4)"),
+        ({"n_heads": 0}, "n_heads must be a positive integer, got 0"),
+        ({"n_kv_heads": 3}, "num_heads (4) must be a multiple of num_kv_heads (3)"),
+        ({"mask_token_id": 256}, "mask_id must be a token id in [0, 256), got 256"),
+        ({"rms_norm_eps": "1e-5"}, "rms_norm_eps must be a positive number, got '1e-5'"),
+        ({"rope_theta": 0}, "rope_theta must be a positive number, got 0"),
+        ({"alibi": True, "weight_tying": True}, "alibi is True (only False is supported); weight"),
+        ({"n_layers": None, "mask_token_id": None}, "missing n_layers, mask_token_id"),
+    ],
+)
+def test_a_wrong_config_names_file_field_and_value(change: dict, message: str):
+    with pytest.raises(ValueError) as error:
+        ModelConfig.from_hf({**TINY, **change}, "there/config.json")
+    assert str(error.value).startswith("there/config.json: ") and message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gen_length": 100}, "gen_length must be a multiple of block_length, got 100 and 32"),
+        ({"gen_length": 0}, "gen_length must be an integer of at least 1, got 0"),
+        ({"steps": 100}, "must be a multiple of its 8 blocks (gen_length / block_length), got 100"),
+        ({"cache": "both"}, "cache must be one of 'none', 'prefix', 'dual', got 'both'"),
+        ({"token_cluster": "max"}, "token_cluster must be one of"),
+        ({"temporal_eval": "mean"}, "temporal_eval must be one of"),
+        ({"threshold": 1.5}, "threshold must be a number between 0 and 1, got 1.5"),
+        ({"threshold": "0.9"}, "threshold must be a number between 0 and 1, got '0.9'"),
+        ({"temperature": float("inf")}, "temperature must be a number at least 0, got inf"),
+        ({"temperature": 1e39}, "temperature must be a number at least 0, got 1e+39"),
+        ({"temperature": None}, "temperature must be a number (0 is greedy), got None"),
+        ({"top_p": 0.0}, "top_p must be in (0, 1], got 0"),
+        ({"temporal_steps": True}, "temporal_steps must be an integer of at least 1 or None"),
+        ({"eos_id": ()}, "eos_id must be a token id or a tuple of them, got ()"),
+        ({"eos_id": -1}, "eos_id must be a token id or a tuple of them, got -1"),
+    ],
+)
+def test_a_wrong_option_is_named(options: dict, message: str):
+    with pytest.raises(ValueError) as error:
+        DecodeConfig(**options)
+    assert message in str(error.value)
+
+
+def test_presets_and_precedence():
+    def static(config: DecodeConfig):
+        return config.split(0)[0]
+
+    assert DecodeConfig.r2() == DecodeConfig()
+    assert DecodeConfig.fast_dllm(threshold=0.8) == DecodeConfig(threshold=0.8, apply_rules=False)
+    vanilla = DecodeConfig.vanilla(gen_length=64)
+    assert (static(vanilla).cache, static(vanilla).transfer) == ("none", "schedule")
+    assert vanilla.split(0)[1].steps_per_block == 32
+    assert static(DecodeConfig(factor=1.0)).transfer == "factor"
+    assert static(DecodeConfig(threshold=None)).transfer == "schedule"
+
+
+def test_none_switches_rules_off_one_by_one():
+    def rules(**options):
+        static = DecodeConfig(**options).split(0)[0]
+        return static.confidence_cluster_size, static.token_cluster, static.temporal
+
+    assert rules() == (3, "confidence", True)
+    assert rules(spatial_threshold=None) == (None, None, True)
+    assert rules(confidence_cluster_size=None) == (None, "confidence", True)
+    assert rules(confidence_cluster_size=33) == (None, "confidence", True)  # longer than a block
+    assert rules(token_cluster=None) == (3, None, True)
+    assert rules(temporal_steps=None) == rules(temporal_threshold=None) == (3, "confidence", False)
+
+
+def test_only_what_shapes_the_program_is_static():
+    a = DecodeConfig().split(0)
+    b = DecodeConfig(threshold=0.5, temporal_threshold=0.1, steps=64, token_cluster_size=4).split(0)
+    assert a[0] == b[0] and hash(a[0]) == hash(b[0]) and a[1] != b[1]
+    assert DecodeConfig(cache="prefix").split(0)[0] != a[0]
+    assert DecodeConfig(stop_at_eos=True).split(7)[0].eos_ids == (7,)
+    assert DecodeConfig(stop_at_eos=True, eos_id=(1, 2)).split(7)[0].eos_ids == (1, 2)
+
+
+def test_scalars_of_numpy_and_jax_are_plain_numbers():
+    options: dict[str, Any] = {
+        "threshold": np.float32(0.5),
+        "spatial_threshold": jnp.float32(0.25),
+        "gen_length": np.int64(64),
+    }
+    config = DecodeConfig(**options)
+    assert config == DecodeConfig(threshold=0.5, spatial_threshold=0.25, gen_length=64)
+    assert hash(config) == hash(dataclasses.replace(config))
+    json.dumps(dataclasses.asdict(config))
