@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import platform
 import sys
 import time
@@ -23,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 import r2jax
-from r2jax.cli import Parser, run
+from r2jax.cli import Parser, check_output, run, write_json
 from r2jax.config import LLADA_8B
 from r2jax.decode import decode
 from r2jax.generate import BUCKET
@@ -136,28 +135,38 @@ def bench(model: r2jax.Transformer, args: argparse.Namespace) -> dict[str, Any]:
                 1e3 * (whole - refreshes * per_refresh) / (nfe - refreshes)
             )
     stats = jax.devices()[0].memory_stats() or {}
-    result["peak_memory_gb"] = stats.get("peak_bytes_in_use", 0) / 1e9
+    if "peak_bytes_in_use" in stats:  # a CPU does not say
+        result["peak_memory_gb"] = stats["peak_bytes_in_use"] / 1e9
     return result
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = Parser(prog="python -m eval.bench", description=__doc__)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--size", choices=SIZES, default="llada-8b", help="random weights")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--size", choices=SIZES, help="random weights of this size")
     what.add_argument("--checkpoint", help="path, hub id or bundled name instead")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--rules", default="r2", choices=["r2", "fast_dllm", "vanilla"])
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--prompt-length", type=int, default=800)
+    for name, default, what_for in (
+        ("batch", 1, "rows decoded together"),
+        ("prompt-length", 800, "tokens of the longest prompt"),
+        ("gen-length", 256, "tokens of the answer"),
+        ("block-length", 32, "tokens of a block"),
+        ("repeats", 3, "timed runs, of which the median counts"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{what_for} [{default}]"
+        )
     parser.add_argument("--unequal", action="store_true", help="prompt lengths 1..prompt-length")
-    parser.add_argument("--gen-length", type=int, default=256)
-    parser.add_argument("--block-length", type=int, default=32)
     parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="write the JSON here as well")
     args = parser.parse_args(argv)
+    for name in ("batch", "prompt_length", "repeats"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    check_output(args.output)
 
     dtype = jnp.dtype(args.dtype)
     if args.checkpoint:
@@ -180,12 +189,8 @@ def main(argv: list[str] | None = None) -> None:
         "floor_ms_per_block_step": 1e3 * (weights - table) / bandwidth,
         **bench(model, args),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if args.output:
-        with open(args.output + ".tmp", "w") as file:
-            file.write(text + "\n")
-        os.replace(args.output + ".tmp", args.output)
+    print(json.dumps(result, indent=2))
+    write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ circumstances as JSON.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from typing import Any
@@ -21,7 +20,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 import r2jax
-from r2jax.cli import Parser, run
+from r2jax.cli import Parser, check_output, run, write_json
 from r2jax.clock import Clock
 from r2jax.grading import is_correct
 
@@ -121,13 +120,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--problems", required=True, help="JSONL with question and answer")
     parser.add_argument("--limit", type=int, help="only the first N")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=int, default=128, help="rows decoded together [128]")
     parser.add_argument("--gen-length", type=int, help="default: the checkpoint's")
     parser.add_argument("--block-length", type=int, help="default: the checkpoint's")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as stored")
     parser.add_argument("--output", help="JSON with every number and answer")
     args = parser.parse_args(argv)
 
+    if args.batch < 1 or (args.limit is not None and args.limit < 1):
+        raise ValueError("--batch and --limit must be at least 1")
+    check_output(args.output)
     problems = read_problems(args.problems)[: args.limit]
     lengths = {"gen_length": args.gen_length, "block_length": args.block_length}
     defaults = {
@@ -161,19 +163,16 @@ def main(argv: list[str] | None = None) -> None:
             f"{r['seconds']:.2f}",
         )
     Console(width=100).print(table)
-    if args.output:
-        result = {
-            "checkpoint": args.checkpoint,
-            "problems": args.problems,
-            "batch": batch,
-            "dtype": str(model.dtype),
-            "device": jax.devices()[0].device_kind,
-            "versions": {"jax": jax.__version__, "python": platform.python_version()},
-            "strategies": results,
-        }
-        with open(args.output + ".tmp", "w") as file:
-            json.dump(result, file, indent=1)
-        os.replace(args.output + ".tmp", args.output)
+    result = {
+        "checkpoint": args.checkpoint,
+        "problems": args.problems,
+        "batch": batch,
+        "dtype": str(model.dtype),
+        "device": jax.devices()[0].device_kind,
+        "versions": {"jax": jax.__version__, "python": platform.python_version()},
+        "strategies": results,
+    }
+    write_json(args.output, result)
 
 
 if __name__ == "__main__":

@@ -30,3 +30,5 @@ __all__ = [
     "save",
     "save_hf",
 ]
+
+__version__ = "0.1.0"

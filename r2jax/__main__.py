@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+import r2jax
 from r2jax import options
 from r2jax.checkpoint import load, open_checkpoint, resolve
 from r2jax.cli import Parser
@@ -34,13 +35,13 @@ from r2jax.text import (
 BUNDLED = "llada-gsm-6m"
 _PROGRAM_EXAMPLES = """\
 examples:
-  r2jax generate "Anna has 3 apples and buys 4 more. How many does she have?"
+  r2jax generate "What is 12 * 3 + 4?"
   r2jax demo
   r2jax generate --help
 """
 _GENERATE_EXAMPLES = """\
 examples:
-  r2jax generate "Anna has 3 apples and buys 4 more. How many does she have?"
+  r2jax generate "What is 12 * 3 + 4?"
   r2jax generate --checkpoint GSAI-ML/LLaDA-8B-Instruct --stop-at-eos "Why is the sky blue?"
   r2jax generate --preset vanilla --gen-length 64 "What is 7 * 8?"
   r2jax generate --temporal-threshold 0.7 --token-cluster none "What is 7 * 8?"
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=formatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"r2jax {r2jax.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     checkpoint: dict[str, Any] = {
         "default": BUNDLED,
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--mesh",
         metavar="AXIS=N,...",
-        help="split over devices, e.g. data=2,tensor=4; axes: data, fsdp, tensor [one device]",
+        help="split over all devices, e.g. data=2,tensor=4; axes: data, fsdp, tensor [one device]",
     )
     options.add_decode_options(command)
 
@@ -216,6 +218,8 @@ def _mesh(text: str) -> Mesh:
             raise ValueError(
                 f"--mesh must be AXIS=N,... with axes data, fsdp and tensor, got {text!r}"
             )
+        if axis in sizes:
+            raise ValueError(f"--mesh names {axis} twice: {text!r}")
         sizes[axis] = int(size)
     return make_mesh(**sizes)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,3 +32,17 @@ def run(program: str, main: Callable[[], int | None]) -> int:
     except (ValueError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 2
+
+
+def check_output(path: str | None) -> None:
+    """Refuse a file that could not be written, before the work that should end in it."""
+    if path is not None and not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"--output {path!r}: there is no such directory")
+
+
+def write_json(path: str | None, value: Any) -> None:
+    """Write `value` to `path`, which appears when it is complete; None: do nothing."""
+    if path is not None:
+        aside = Path(f"{path}.part")
+        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+        os.replace(aside, path)

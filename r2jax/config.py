@@ -158,7 +158,7 @@ _LLADA_FIXED = {
     "scale_logits": False,
     "weight_tying": False,
 }
-# What the original class assumes when a key is absent (spec/decode.md §1.1).
+# What the original class assumes when a key is absent (its configuration_llada.py).
 _LLADA_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 
 

@@ -99,7 +99,8 @@ def decode(
       keys: a typed key per row [B]; needed iff `static.needs_key`.
 
     Returns:
-      `DecodeOutput`. Row i is what a batch of that row alone would give.
+      `DecodeOutput`. Row i is what a batch of that row alone would give: exactly in float32; in
+      bfloat16 a product's rounding depends on its shape, and may flip a near-tie.
     """
     if static.needs_key and keys is None:
         raise ValueError("temperature > 0 and random choices need `keys`, one a row")

@@ -95,7 +95,8 @@ class DecodeConfig:
     """Fast-dLLM: every masked token at least this confident is committed, and always the best
     one."""
     factor: float | None = None
-    """Fast-dLLM's rank-dependent bound: the k-th best must reach 1 - factor / (k + 1)."""
+    """Fast-dLLM's rank-dependent bound, instead of `threshold`: the k-th best must reach
+    1 - factor / (k + 1)."""
     remasking: Remasking = "low_confidence"
     """Which masked positions stay masked longest: those of low confidence, or random ones."""
     temperature: float = 0.0

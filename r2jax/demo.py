@@ -73,9 +73,12 @@ def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None
         from r2jax import picture
 
         config = DecodeConfig.r2(**defaults)
-        figure = picture.of_answer(results["r2"][0], 0, tokenizer, model.config.mask_id, config)
+        out = results["r2"][0]
+        events = out.counts.actual.total  # draw where the rules did most, of the right answers
+        row = max(range(len(rows)), key=lambda i: (right["r2"][i], events[i]))
+        figure = picture.of_answer(out, row, tokenizer, model.config.mask_id, config)
         picture.save(figure, picture_path)
-    console.print(f"Wrote {escape(output)}: how R² decoded problem 1.", soft_wrap=True)
+    console.print(f"Wrote {escape(output)}: how R² decoded problem {row + 1}.", soft_wrap=True)
 
 
 def read_problems(source: str | os.PathLike[str], count: int) -> list[dict[str, str]]:

@@ -37,8 +37,8 @@ def generate(
       trace: also return the state before every forward, and which rule committed each position.
 
     Returns:
-      `DecodeOutput`; row i is what prompt i alone would give. A call with the same batch size,
-      prompt bucket and static options compiles nothing.
+      `DecodeOutput`; row i is what prompt i alone would give (in bfloat16 up to near-ties). A call
+      with the same batch size, prompt bucket and static options compiles nothing.
 
     Raises:
       ValueError: an empty batch or prompt, ids outside the vocabulary, the mask token in a prompt,

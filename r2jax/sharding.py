@@ -45,10 +45,14 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else devices
     shape = (data, fsdp, tensor)
-    if min(shape) < 1 or int(np.prod(shape)) != len(devices):
+    if min(shape) < 1:
         raise ValueError(
-            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} needs {int(np.prod(shape))} "
-            f"devices, but there are {len(devices)}"
+            f"mesh sizes must be at least 1, got data={data} fsdp={fsdp} tensor={tensor}"
+        )
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(
+            f"mesh data={data} x fsdp={fsdp} x tensor={tensor} has {int(np.prod(shape))} places, "
+            f"but must hold all {len(devices)} devices (name fewer with make_mesh(devices=...))"
         )
     return jax.make_mesh(shape, MESH_AXES, devices=devices, axis_types=(AxisType.Auto,) * 3)
 

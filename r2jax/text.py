@@ -28,8 +28,8 @@ from r2jax.tensors import CheckpointError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# LLaDA's template (spec/decode.md §1.1) for tokenizers that come without one. The content alone is
-# trimmed, and the assistant's header follows whether or not a generation prompt is asked for. It
+# LLaDA-8B-Instruct's template, for tokenizers that come without one. The content alone is trimmed,
+# and the assistant's header follows whether or not a generation prompt is asked for. It
 # stands in an expression because Jinja drops a newline that ends a template.
 LLADA_CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -156,7 +156,7 @@ def generate_text(
       trace: record states and rules in `.output`.
 
     Returns:
-      `TextOutput`. Row i is what prompt i alone would give.
+      `TextOutput`. Row i is what prompt i alone would give (in bfloat16 up to near-ties).
 
     Raises:
       ValueError: an empty prompt, a tokenizer that is not this model's or has no chat template, and

@@ -210,7 +210,10 @@ def _make(cls: type, values: dict[str, Any], section: str, path: Path) -> Any:
     ]
     if missing:
         raise ValueError(f"{where}: missing {', '.join(missing)}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:  # a value of the wrong type, such as a word for a number
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _value(text: str) -> Any:

@@ -188,6 +188,8 @@ def main() -> None:
             parser.error(f"--{name} must be at least 1, got {getattr(arguments, name)}")
     if not (arguments.tokenizer / "tokenizer.json").is_file():
         parser.error(f"--tokenizer: no tokenizer.json in {arguments.tokenizer}")
+    if arguments.gsm8k is not None and not arguments.gsm8k.is_file():
+        parser.error(f"--gsm8k: {arguments.gsm8k} is not a file")
     if arguments.held_out is not None:
         rows = held_out(arguments.held_out, arguments.seed, arguments.tokenizer)
         aside = arguments.out.with_name(f"{arguments.out.name}.part")

@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     config = read_config(args.config, args.set)
     devices = jax.devices()
+    if args.fsdp < 1 or len(devices) % args.fsdp:
+        raise ValueError(f"--fsdp {args.fsdp} must divide the {len(devices)} devices")
     mesh = make_mesh(data=len(devices) // args.fsdp, fsdp=args.fsdp)
     examples = config.batch_size // (2 if config.loss.complementary else 1)
     place = named_sharding(mesh, (None, "batch"), (config.steps_per_call, examples))
