@@ -170,7 +170,7 @@ def test_prompts_keep_their_underscores():
         (["--eos-id", "304", "x"], "eos_id 304 must be a token of the vocabulary"),
         (["--batch-size", "0", "x"], "--batch-size must be at least 1, got 0"),
         (["--mesh", "expert=2", "x"], "--mesh must be AXIS=N"),
-        (["--mesh", "data=3,tensor=5", "x"], "needs 15 devices"),
+        (["--mesh", "data=3,tensor=5", "x"], "must hold all 8 devices"),
         (["--checkpoint", "nowhere", "x"], "'nowhere' is not a directory"),
         (["--prompt-file", "/no/such/file"], "No such file"),
         ([], "no prompt"),

@@ -1,0 +1,66 @@
+"""The measuring programs: what they write, and what they refuse before any work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from eval import bench, strategies
+from r2jax.cli import run
+from tests import tiny_checkpoint as tiny
+
+
+def test_bench_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "bench.json"
+    words = "--size tiny --dtype float32 --gen-length 32 --block-length 16 --prompt-length 70"
+    bench.main([*words.split(), "--repeats", "1", "--output", str(path)])
+    result = json.loads(path.read_text())
+    assert result == json.loads(capsys.readouterr().out)
+    assert result["refreshes"] == [2] and 2 < result["nfe"][0] <= 32
+    assert result["ms_per_refresh"] > 0 and result["compile_seconds"] > 0
+    assert result["ms_per_nfe"] == pytest.approx(1e3 * result["seconds"] / result["nfe"][0])
+    assert "peak_memory_gb" not in result  # a CPU does not say
+
+
+def test_strategies_grades_every_problem_once(tmp_path: Path):
+    checkpoint = tiny.write_checkpoint(tmp_path / "tiny")
+    problems = tmp_path / "problems.jsonl"
+    rows = [{"question": f"What is {i} + 1?", "answer": f"#### {i + 1}"} for i in range(3)]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tmp_path / "result.json"
+    words = ["--checkpoint", str(checkpoint), "--problems", str(problems), "--output", str(path)]
+    strategies.main([*words, "--batch", "2", "--strategies", "r2", "fast_dllm"])
+    result = json.loads(path.read_text())
+    assert list(result["strategies"]) == ["r2", "fast_dllm"]
+    for each in result["strategies"].values():
+        assert [row["question"] for row in each["answers"]] == [row["question"] for row in rows]
+        nfe = [row["nfe"] for row in each["answers"]]
+        assert each["problems"] == 3 and each["nfe"] == pytest.approx(sum(nfe) / 3)
+        assert each["accuracy"] == sum(row["correct"] for row in each["answers"]) / 3
+    assert result["strategies"]["fast_dllm"]["r_total_actual"] == 0
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "message"),
+    [
+        (bench.main, "--size tiny --output /nowhere/b.json", "no such directory"),
+        (bench.main, "--size tiny --batch 0", "--batch must be at least 1"),
+        (bench.main, "--size tiny --gen-length 100", "multiple of block_length"),
+        (strategies.main, "--problems /nowhere.jsonl", "/nowhere.jsonl"),
+        (strategies.main, "--problems x --limit 0", "must be at least 1"),
+        (strategies.main, "--problems x --output /nowhere/r.json", "no such directory"),
+    ],
+)
+def test_a_mistake_is_one_line(main, words: str, message: str, capsys):
+    assert run("program", lambda: main(words.split())) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("program: error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_bad_problem_names_its_line(tmp_path: Path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"question": "a", "answer": "1"}\n{"question": "b"}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2: must be"):
+        strategies.read_problems(str(path))
