@@ -78,8 +78,7 @@ class ModelConfig:
 
         Raises:
           ValueError: an unknown architecture, a missing key, or a switch of the original program
-          that
-            no published checkpoint uses and that would change the result (all named).
+            that no published checkpoint uses and that would change the result (all named).
         """
         model_type = config.get("model_type")
         if not isinstance(model_type, str) or model_type not in _FROM_HF:

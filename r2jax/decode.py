@@ -36,8 +36,7 @@ PREFIX_SEGMENTS = 4
 
 
 class DecodeOutput(NamedTuple):
-    """What a generation returns. K is the largest number of forwards a row can take
-    (gen_length)."""
+    """What a generation returns. K = gen_length is the most forwards a row can take."""
 
     tokens: Int[Array, "B G"]
     nfe: Int[Array, " B"]
@@ -70,12 +69,8 @@ def _end_at_eos(progress: Progress, block: Array | int, static: StaticDecode) ->
 
 
 def segments(static: StaticDecode) -> list[range]:
-    """Groups of blocks that share one stretch of the program (more than one for the prefix cache
-    only)."""
-    blocks, count = (
-        static.num_blocks,
-        PREFIX_SEGMENTS if static.cache == "prefix" else 1,
-    )
+    """Groups of blocks that share a stretch of the program: one, or several for a prefix cache."""
+    blocks, count = static.num_blocks, PREFIX_SEGMENTS if static.cache == "prefix" else 1
     size = -(-blocks // count)
     return [range(i, min(i + size, blocks)) for i in range(0, blocks, size)]
 
@@ -125,8 +120,7 @@ def decode(
     def block_pass(
         progress: Progress, cache: Cache, block: Array, first: Array | int, width: int
     ) -> tuple[Progress, Cache]:
-        # Columns fed before the block (prefix cache only) are done: they keep their keys and
-        # values.
+        # Columns fed before the block (prefix cache only) are done and keep their keys and values.
         done = 0 if static.cache == "dual" else block * length - first
         hidden, cache = model.hidden(
             lax.dynamic_slice_in_dim(progress.answer, first, width, axis=1),

@@ -42,8 +42,7 @@ def generate(
 
     Raises:
       ValueError: an empty batch or prompt, ids outside the vocabulary, the mask token in a prompt,
-      more
-        positions than the model has, a missing or misshapen key.
+        more positions than the model has, a missing or misshapen key.
     """
     config = DecodeConfig() if config is None else config
     check_config(config, model.config)

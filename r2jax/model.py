@@ -265,12 +265,10 @@ class Transformer(nnx.Module):
           positions: their rotary positions.
           key_lengths: columns of each row that are attended to (a prefix); None: all.
           cache: keys and values of all T columns; the fed columns replace theirs from column
-          `start` on.
-            None: the fed columns are all there are.
+            `start` on. None: the fed columns are all there are.
           start: first column fed.
-          keep: this many of the first columns fed leave the cache as it was (they are attended to
-          with
-            their old keys and values, and their outputs are of no use).
+          keep: this many of the first columns fed leave the cache as it was: they are attended to
+            with their old keys and values, and their outputs are of no use.
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
             x = self.embed(tokens)
