@@ -1,196 +1,227 @@
-"""Time a whole generation at a given size: `python -m eval.bench --size llada-8b`.
+"""Time decoding: `python -m eval.bench --size llada-8b --batch 1 4 16 --output bench.json`.
 
-Random weights of a named size (or a checkpoint), bf16 by default. Prints JSON: compile time apart,
-warm seconds, NFE, ms per NFE, per refresh and per block step, peak device memory, and the floor of
-a block step (bytes of the weights over the device's measured copy bandwidth).
+Random weights of a named size, or a checkpoint. Every option with [...] values may have several:
+all combinations are run. The output file is rewritten after each, and what stands in it already
+(same settings, device and versions) is not run again. docs/performance.md says what each number
+means.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import datetime
 import json
-import platform
+import shlex
 import sys
 import time
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from rich.console import Console
 
 import r2jax
-from r2jax.cli import Parser, check_output, run, write_json
-from r2jax.config import LLADA_8B
-from r2jax.decode import decode
-from r2jax.generate import BUCKET
+from eval.bench_table import further, headline, table
+from eval.device import describe, measure_rates
+from eval.floors import Rates
+from eval.measure import Program, measure
+from eval.profile_summary import kernel_table, summarise
+from eval.random_model import SIZES, random_model
+from eval.references import ADAPTERS, parse_reference, time_reference
+from eval.sweep import QUANTIZE, RULES, Case, Results, cases, make_mesh, mesh_sizes
+from r2jax.cli import Parser, check_output, run
 
-SIZES = {
-    "llada-8b": LLADA_8B,
-    "tiny": r2jax.ModelConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=192,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=16,
-        max_sequence_length=4096,
-        rope_theta=500000.0,
-        rms_norm_eps=1e-5,
-        mask_id=511,
-        eos_id=0,
-        pad_id=0,
-    ),
-}
-# Weights of 1.5 / sqrt(fan in) and a sharp head give predictions that differ from position to
-# position and confidences from near 0 to near 1, so that every rule has work (the goldens' recipe).
-GAIN, HEAD_GAIN = 1.5, 9.0
+NARROW = {"fp8": "float8_e4m3fn", "int8": "int8"}
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _normal(key: jax.Array, scale: float, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return (scale * jax.random.normal(key, shape, dtype)).astype(dtype)
-
-
-def random_model(config: r2jax.ModelConfig, dtype: Any, seed: int = 0) -> r2jax.Transformer:
-    """A model of random weights, each made on the device in its own dtype."""
-    graph, state = nnx.split(
-        nnx.eval_shape(lambda: r2jax.Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    )
-
-    def fill(path: tuple[Any, ...], param: nnx.Variable) -> nnx.Variable:
-        shape = param.get_value().shape
-        if len(shape) == 1:
-            return param.replace(jnp.ones(shape, dtype))
-        gain = {"head": HEAD_GAIN, "embed": shape[-1] ** 0.5}.get(path[0], GAIN)
-        nonlocal key
-        key, one = jax.random.split(key)
-        return param.replace(_normal(one, gain / shape[-1] ** 0.5, shape, dtype))
-
-    key = jax.random.key(seed)
-    flat = nnx.to_flat_state(state)
-    return nnx.merge(
-        graph, nnx.from_flat_state([(path, fill(path, param)) for path, param in flat])
-    )
-
-
-def seconds(run: Callable[[], Any], repeats: int) -> float:
-    """Median wall time of `run`, which returns arrays to wait for."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
-def copy_bandwidth(size: int) -> float:
-    """Bytes read plus bytes written per second by a large copy on the device."""
-    x = jnp.zeros((size // 4,), jnp.float32)
-    step = jax.jit(lambda x: x + 1)
-    jax.block_until_ready(step(x))
-    return 2 * x.nbytes / seconds(lambda: step(x), 10)
-
-
-def bench(model: r2jax.Transformer, args: argparse.Namespace) -> dict[str, Any]:
-    """Time one configuration on `model`."""
-    config = getattr(r2jax.DecodeConfig, args.rules)(
-        gen_length=args.gen_length, block_length=args.block_length
-    )
-    rng = np.random.default_rng(args.seed)
-    lengths = np.full((args.batch,), args.prompt_length, np.int32)
-    if args.unequal:
-        lengths = rng.integers(1, args.prompt_length + 1, (args.batch,)).astype(np.int32)
-    width = -(-args.prompt_length // BUCKET) * BUCKET
-    tokens = rng.integers(0, model.config.mask_id, (args.batch, width)).astype(np.int32)
-    inputs = (jnp.asarray(tokens), jnp.asarray(lengths))
-    static, scalars = config.split(model.config.eos_id)
-
+def _model(args: argparse.Namespace, case: Case) -> tuple[r2jax.Transformer, dict[str, Any]]:
+    """The model of a configuration on its devices, and how long that took."""
+    dtype, mesh = jnp.dtype(args.dtype), make_mesh(case.mesh)
     start = time.perf_counter()
-    compiled = decode.lower(model, *inputs, static, scalars).compile()
-    compile_seconds = time.perf_counter() - start
-    out = jax.block_until_ready(compiled(model, *inputs, scalars))
-    whole = seconds(lambda: compiled(model, *inputs, scalars), args.repeats)
-    nfe, refreshes = int(np.max(out.nfe)), int(np.max(out.refreshes))
-    result: dict[str, Any] = {
-        "compile_seconds": compile_seconds,
-        "seconds": whole,
-        "nfe": np.asarray(out.nfe).tolist(),
-        "refreshes": np.asarray(out.refreshes).tolist(),
-        "ms_per_nfe": 1e3 * whole / nfe,
-    }
-    if config.cache != "none" and config.threshold is not None:
-        # Threshold 0 commits a whole block in its refresh: what is left is refreshes alone. The
-        # threshold is traced, so this is the same program.
-        refresh = seconds(
-            lambda: compiled(model, *inputs, scalars._replace(threshold=0.0)), args.repeats
-        )
-        per_refresh = refresh / static.num_blocks
-        result["ms_per_refresh"] = 1e3 * per_refresh
-        if args.batch == 1 and nfe > refreshes:
-            result["ms_per_block_step"] = (
-                1e3 * (whole - refreshes * per_refresh) / (nfe - refreshes)
+    if args.checkpoint:
+        model = r2jax.load(args.checkpoint, dtype=dtype, mesh=mesh)
+    else:
+        model = random_model(SIZES[args.size], dtype, args.seed, mesh)
+    jax.block_until_ready(nnx.state(model))
+    times = {"load_seconds": time.perf_counter() - start}
+    if case.quantize is not None:
+        from r2jax.quantize import quantize
+
+        start = time.perf_counter()
+        model = quantize(model, case.quantize)
+        jax.block_until_ready(nnx.state(model))
+        times["quantize_seconds"] = time.perf_counter() - start
+    times["weights_gb"] = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model))) / 1e9
+    return model, times
+
+
+def _references(
+    args: argparse.Namespace, case: Case, program: Program, result: dict[str, Any]
+) -> dict[str, Any]:
+    """Each reference program on the same prompt, and how much longer it takes."""
+    timed = {}
+    for name in case.settings["references"]:
+        try:
+            theirs = time_reference(
+                name,
+                args.reference[name],
+                model=program.model,
+                config=program.model.config,
+                decode=case.config,
+                prompt=case.prompts[0],
+                repeats=args.repeats,
             )
-    stats = jax.devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:  # a CPU does not say
-        result["peak_memory_gb"] = stats["peak_bytes_in_use"] / 1e9
-    return result
+        except Exception as error:  # of another program: anything
+            timed[name] = {"error": _first_line(error)}
+            continue
+        theirs["times_ours_at_equal_nfe"] = theirs["ms_per_nfe"] / result["ms_per_nfe"]
+        tokens = theirs.pop("tokens")
+        if theirs["whole_run"]:
+            theirs["times_ours_whole_run"] = theirs["seconds"] / result["seconds"]
+            theirs["same_tokens"] = float(np.mean(np.asarray(program.run().tokens)[0] == tokens))
+        timed[name] = theirs
+    return timed
 
 
-def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+def _profile(directory: str, case: Case, program: Program, result: dict[str, Any]) -> Any:
+    """Trace one warm run (the one at the target NFE where there is one) and sum it up."""
+    changes = {}
+    if result.get("run_at_target_nfe"):
+        changes["threshold"] = result["run_at_target_nfe"]["threshold"]
+    path = Path(directory) / case.label
+    with jax.profiler.trace(path):
+        jax.block_until_ready(program.run(**changes))
+    return summarise(path)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
+
+
+def bench(
+    args: argparse.Namespace, case: Case, model: r2jax.Transformer, rates: Rates
+) -> dict[str, Any]:
+    """Time one configuration; an error is a result as well."""
+    try:
+        program, result = measure(
+            model,
+            case.config,
+            case.prompts,
+            rates,
+            batch=case.batch,
+            mesh=make_mesh(case.mesh),
+            repeats=args.repeats,
+            target_nfe=args.target_nfe,
+            trace_rows=args.lock_step,
+        )
+        if case.settings["references"]:
+            result["references"] = _references(args, case, program, result)
+        if args.profile:
+            result["profile"] = _profile(args.profile, case, program, result)
+        return {"status": "ok", **result}
+    except jax.errors.JaxRuntimeError as error:
+        memory = "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
+        return {"status": "out of memory" if memory else "failed", "error": _first_line(error)}
+    except Exception as error:  # one configuration must not cost the results of the others
+        return {"status": "failed", "error": _first_line(error)}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; what cannot be is refused."""
     parser = Parser(prog="python -m eval.bench", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--size", choices=SIZES, help="random weights of this size")
     what.add_argument("--checkpoint", help="path, hub id or bundled name instead")
+    parser.add_argument("--problems", help="JSONL: prompts are these questions, not random tokens")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--rules", default="r2", choices=["r2", "fast_dllm", "vanilla"])
-    for name, default, what_for in (
-        ("batch", 1, "rows decoded together"),
-        ("prompt-length", 800, "tokens of the longest prompt"),
-        ("gen-length", 256, "tokens of the answer"),
-        ("block-length", 32, "tokens of a block"),
-        ("repeats", 3, "timed runs, of which the median counts"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=default, metavar="N", help=f"{what_for} [{default}]"
-        )
-    parser.add_argument("--unequal", action="store_true", help="prompt lengths 1..prompt-length")
-    parser.add_argument("--attention", default="xla", choices=["xla", "cudnn"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", help="write the JSON here as well")
-    args = parser.parse_args(argv)
-    for name in ("batch", "prompt_length", "repeats"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
-    check_output(args.output)
 
-    dtype = jnp.dtype(args.dtype)
-    if args.checkpoint:
-        model = r2jax.load(args.checkpoint, dtype=dtype)
-    else:
-        model = random_model(SIZES[args.size], dtype, args.seed)
-    for layer in model.layers:
-        layer.attention_kernel = args.attention
-    jax.block_until_ready(nnx.state(model))
-    weights = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model)))
-    table = model.embed.weight[...].nbytes  # a few rows of it are read, the rest never
-    bandwidth = copy_bandwidth(min(weights, 4_000_000_000))
-    result = {
-        "command": "python -m eval.bench " + " ".join(sys.argv[1:] if argv is None else argv),
-        "device": jax.devices()[0].device_kind,
-        "versions": {"jax": jax.__version__, "python": platform.python_version()},
-        "arguments": vars(args),
-        "weights_gb": weights / 1e9,
-        "copy_bandwidth_gb_per_s": bandwidth / 1e9,
-        "floor_ms_per_block_step": 1e3 * (weights - table) / bandwidth,
-        **bench(model, args),
-    }
-    print(json.dumps(result, indent=2))
-    write_json(args.output, result)
+    def several(name: str, default: list[Any], text: str, **options: Any) -> None:
+        parser.add_argument(f"--{name}", nargs="+", default=default, help=text, **options)
+
+    several("rules", ["r2"], "presets of DecodeConfig [r2]", choices=RULES)
+    several("cache", [None], "instead of the preset's", choices=["none", "prefix", "dual"])
+    several("window-size", [None], "suffix columns kept, not the preset's", type=int, metavar="N")
+    several("quantize", ["none"], "weights [none]", choices=QUANTIZE)
+    several("mesh", ["none"], "such as tensor=2 or data=2,tensor=2 [none]", metavar="AXIS=N")
+    several("batch", [1], "rows decoded together [1]", type=int, metavar="N")
+    several("prompt-length", [800], "tokens of the longest prompt [800]", type=int, metavar="N")
+    several("gen-length", [], "tokens of the answer [256]", type=int, metavar="N")
+    parser.add_argument("--block-length", type=int, metavar="N", help="tokens of a block [32]")
+    parser.add_argument(
+        "--unequal", type=int, metavar="N", help="prompts of N ... prompt-length tokens"
+    )
+    parser.add_argument(
+        "--target-nfe", type=int, metavar="N", help="also a run at about N forwards, and composed"
+    )
+    parser.add_argument(
+        "--lock-step", action="store_true", help="also what waiting for other rows costs"
+    )
+    parser.add_argument(
+        "--reference", action="append", default=[], metavar="NAME=PATH",
+        help=f"time another program at batch 1 as well ({', '.join(ADAPTERS)}), and its checkout",
+    )  # fmt: skip
+    parser.add_argument("--profile", metavar="DIR", help="write traces here and sum them up")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs [3]")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="JSON; complete after every configuration, resumable")
+    args = parser.parse_args(argv)
+    for name in ("batch", "prompt_length", "repeats", "unequal", "target_nfe"):
+        values = getattr(args, name)
+        if any(v is not None and v < 1 for v in (values if isinstance(values, list) else [values])):
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    for mesh in args.mesh:
+        if mesh != "none":
+            mesh_sizes(mesh)
+    args.reference = dict(parse_reference(word) for word in args.reference)
+    check_output(args.output)
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    args = parse(argv)
+    wanted = cases(args)
+    words = sys.argv[1:] if argv is None else argv
+    console = Console(stderr=True, width=160)
+    results = Results(args.output, describe())
+    todo = [case for case in wanted if not results.done(case.settings)]
+    console.print(f"{len(wanted)} configurations, {len(wanted) - len(todo)} of them done already")
+    narrow = {NARROW[case.quantize] for case in todo if case.quantize}
+    rates = measure_rates({args.dtype, *narrow}) if todo else Rates(1.0, {})
+    held: tuple[Any, r2jax.Transformer, dict[str, Any]] | None = None
+    for case in todo:
+        key = (case.mesh, case.quantize)
+        if held is None or held[0] != key:
+            held = None  # before the next one is drawn: two would not fit
+            held = (key, *_model(args, case))
+        _, model, loaded = held
+        row = results.add(
+            {
+                "settings": case.settings,
+                "command": "python -m eval.bench " + shlex.join(words),
+                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "rates": {
+                    "copy_gb_per_s": rates.bytes_per_second / 1e9,
+                    "matmul_tflops": {k: v / 1e12 for k, v in rates.flops_per_second.items()},
+                },
+                **loaded,
+                **bench(args, case, model, rates),
+            }
+        )
+        console.print(headline(case.label, row), highlight=False, soft_wrap=True)
+    rows = [(case.label, row) for case in wanted if (row := results.find(case.settings))]
+    output = Console(width=140)
+    output.print(table([row for _, row in rows]))
+    for label, row in rows:
+        for line in further(row):
+            output.print(f"{label}: {line}", highlight=False)
+        if "profile" in row:
+            output.print(kernel_table(row["profile"], label))
+    if args.output is None:
+        print(json.dumps({"results": [row for _, row in rows]}, indent=1))
 
 
 if __name__ == "__main__":

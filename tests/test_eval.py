@@ -1,4 +1,4 @@
-"""The measuring programs: what they write, and what they refuse before any work."""
+"""The program that grades strategies: what it writes, and what it refuses before any work."""
 
 from __future__ import annotations
 
@@ -7,21 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from eval import bench, strategies
+from eval import strategies
 from r2jax.cli import run
 from tests import tiny_checkpoint as tiny
-
-
-def test_bench_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    path = tmp_path / "bench.json"
-    words = "--size tiny --dtype float32 --gen-length 32 --block-length 16 --prompt-length 70"
-    bench.main([*words.split(), "--repeats", "1", "--output", str(path)])
-    result = json.loads(path.read_text())
-    assert result == json.loads(capsys.readouterr().out)
-    assert result["refreshes"] == [2] and 2 < result["nfe"][0] <= 32
-    assert result["ms_per_refresh"] > 0 and result["compile_seconds"] > 0
-    assert result["ms_per_nfe"] == pytest.approx(1e3 * result["seconds"] / result["nfe"][0])
-    assert "peak_memory_gb" not in result  # a CPU does not say
 
 
 def test_strategies_grades_every_problem_once(tmp_path: Path):
@@ -43,18 +31,15 @@ def test_strategies_grades_every_problem_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("main", "words", "message"),
+    ("words", "message"),
     [
-        (bench.main, "--size tiny --output /nowhere/b.json", "no such directory"),
-        (bench.main, "--size tiny --batch 0", "--batch must be at least 1"),
-        (bench.main, "--size tiny --gen-length 100", "multiple of block_length"),
-        (strategies.main, "--problems /nowhere.jsonl", "/nowhere.jsonl"),
-        (strategies.main, "--problems x --limit 0", "must be at least 1"),
-        (strategies.main, "--problems x --output /nowhere/r.json", "no such directory"),
+        ("--problems /nowhere.jsonl", "/nowhere.jsonl"),
+        ("--problems x --limit 0", "must be at least 1"),
+        ("--problems x --output /nowhere/r.json", "no such directory"),
     ],
 )
-def test_a_mistake_is_one_line(main, words: str, message: str, capsys):
-    assert run("program", lambda: main(words.split())) == 2
+def test_a_mistake_is_one_line(words: str, message: str, capsys):
+    assert run("program", lambda: strategies.main(words.split())) == 2
     error = capsys.readouterr().err
     assert error.startswith("program: error: ") and message in error and error.count("\n") == 1
 

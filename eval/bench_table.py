@@ -1,0 +1,89 @@
+"""Results of the bench for people: a line when one is there, a table of all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _with_ratio(ms: float | None, floor: dict[str, Any] | None) -> str:
+    """A time, and how many times its floor that is."""
+    ratio = (floor or {}).get("ratio")
+    return _number(ms) + ("" if ratio is None else f" ({ratio:.2f}x)")
+
+
+def headline(label: str, row: dict[str, Any]) -> str:
+    """One result in a line."""
+    if row["status"] != "ok":
+        return f"{label}: {row['status']}: {row['error']}"
+    return (
+        f"{label}: {row['seconds']:.3f} s, NFE {row['nfe_max']}, {row['ms_per_nfe']:.2f} ms/NFE, "
+        f"refresh {_with_ratio(row['ms_per_refresh'], row['floor_refresh'])}, "
+        f"step {_with_ratio(row['ms_per_step'], row['floor_step'])}, "
+        f"{row['tokens_per_second']:.1f} tokens/s, compiled in {row['compile_seconds']:.1f} s"
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """All results; (1.10x) is the ratio to the floor."""
+    result = Table(
+        "rules", "cache", "gen", "batch", "weights", "mesh", "NFE", "s", "ms/NFE", "refresh ms",
+        "step ms", "run/floor", "tokens/s", "compile s", "GB",
+        title="(1.23x): times the floor = max(bytes / copy rate, operations / matmul rate)",
+    )  # fmt: skip
+    for row in rows:
+        s = row["settings"]
+        what = [s["rules"], s["cache"], str(s["gen_length"]), str(s["batch"])]
+        what += [s["quantize"] or s["dtype"], s["mesh"] or "-"]
+        if row["status"] != "ok":
+            result.add_row(*what, row["status"])
+            continue
+        result.add_row(
+            *what,
+            f"{row['nfe_mean']:.0f}..{row['nfe_max']}" if s["batch"] > 1 else str(row["nfe_max"]),
+            _number(row["seconds"], 3),
+            _number(row["ms_per_nfe"]),
+            _with_ratio(row["ms_per_refresh"], row["floor_refresh"]),
+            _with_ratio(row["ms_per_step"], row["floor_step"]),
+            _number(row.get("floor_run", {}).get("ratio")),
+            _number(row["tokens_per_second"], 1),
+            _number(row["compile_seconds"], 1),
+            _number(row["program_memory_gb"], 1),
+        )
+    return result
+
+
+def further(row: dict[str, Any]) -> list[str]:
+    """What else was measured of a configuration, in lines."""
+    words = []
+    if composed := row.get("composed_at_target_nfe"):
+        words.append(
+            f"composed of {composed['refreshes']} refreshes + {composed['steps']} steps: "
+            f"{composed['seconds']:.3f} s, "
+            f"{composed['tokens_per_second']:.0f} tokens/s"
+        )
+    if at := row.get("run_at_target_nfe"):
+        words.append(
+            f"real run at NFE {at['nfe_max']}: {at['seconds']:.3f} s, "
+            f"{at['tokens_per_second']:.0f} tokens/s"
+        )
+    if rows := row.get("lock_step"):
+        words.append(
+            f"lock step {rows['forwards_in_lock_step']} forwards, independent "
+            f"{rows['forwards_if_independent']}: at most "
+            f"{rows['bound_on_gain_of_independent_rows']:.3f}x"
+        )
+    for name, theirs in row.get("references", {}).items():
+        words.append(
+            f"{name}: {theirs['error']}"
+            if "error" in theirs
+            else f"{name}: {theirs['seconds']:.3f} s, NFE {theirs['nfe']}, "
+            f"{theirs['ms_per_nfe']:.2f} ms/NFE = {theirs['times_ours_at_equal_nfe']:.1f}x ours"
+        )
+    return words
