@@ -1,0 +1,107 @@
+"""Time other programs on the same model, prompt and settings as ours, in the same run.
+
+A reference is a checkout that the user names by path. It is imported and run as it is: trusted code
+of the user's choice, none of which is in this repository. Each adapter makes the program's own
+model class, hands it our weights and calls its own generate function.
+
+  original   GATECH-EIC/R2-dLLM (PyTorch): the path of the checkout or of its `llada` folder
+  bonsai     jax-ml/bonsai (JAX): the path of the checkout
+
+The original needs torch (built for the device that JAX runs on) beside us; transformers 5 will do.
+Its arrays share JAX's device, so leave it some memory: JAX takes 75 % of a GPU when it starts,
+unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 (or so) is in the environment of the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import jax
+from flax import nnx
+
+from eval.references import bonsai, original
+from r2jax import DecodeConfig, ModelConfig, Transformer
+
+ADAPTERS: dict[str, ModuleType] = {"original": original, "bonsai": bonsai}
+
+
+def parse_reference(word: str) -> tuple[str, str]:
+    """Name and path of a command line's NAME=PATH.
+
+    Raises:
+      ValueError: another form, an unknown name, a path that is not a checkout of the program, or a
+        package that it needs is not installed.
+    """
+    name, _, path = word.partition("=")
+    if name not in ADAPTERS or not path:
+        raise ValueError(
+            f"a reference is NAME=PATH with a NAME of {', '.join(ADAPTERS)}, got {word!r}"
+        )
+    for package in ADAPTERS[name].PACKAGES:
+        if find_spec(package) is None:
+            raise ValueError(f"the reference {name!r} needs {package}, which is not installed here")
+    ADAPTERS[name].find(path)
+    return name, path
+
+
+def check_reference(name: str, path: str, config: ModelConfig, decode: DecodeConfig) -> None:
+    """Refuse, before any work, what the reference cannot do.
+
+    Raises:
+      ValueError: the path is not a checkout, or the model or an option is not the program's (all
+        named).
+    """
+    adapter = ADAPTERS[name]
+    adapter.find(path)
+    wrong = [*adapter.unsupported_model(config), *adapter.unsupported(decode)]
+    if wrong:
+        raise ValueError(f"the reference {name!r} cannot do: {'; '.join(wrong)}")
+
+
+def time_reference(
+    name: str,
+    path: str,
+    *,
+    model: Transformer,
+    config: ModelConfig,
+    decode: DecodeConfig,
+    prompt: Sequence[int],
+    repeats: int,
+) -> dict[str, Any]:
+    """Run a reference program warm and time it.
+
+    Args:
+      name: "original" or "bonsai".
+      path: of its checkout.
+      model: ours, on one device and not quantised; the reference computes with the same weights.
+      config: sizes.
+      decode: what to run; `check_reference` says what each program can do.
+      prompt: token ids.
+      repeats: timed runs at most; no further one starts after 10 s of them (`device.timed`).
+
+    Returns:
+      "seconds" (median of the timed "runs", after a warm-up), "nfe" as the program itself counts,
+      "ms_per_nfe", "tokens" of the answer, "program" and "ran" (what was run, in words),
+      "whole_run" (False: only the first steps were), "attention", "dtype", "device", "versions",
+      "source" (fingerprint of the program's files).
+
+    Raises:
+      ValueError: as `check_reference`; or the model is quantised or on several devices.
+      RuntimeError: the program does not end (see original.py).
+    """
+    check_reference(name, path, config, decode)
+    arrays = jax.block_until_ready(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    weights = {".".join(map(str, key)): param.get_value() for key, param in arrays}
+    if any(array.dtype != model.dtype for array in weights.values()):
+        raise ValueError("a reference cannot share quantised weights: pass the model before that")
+    if any(len(array.sharding.device_set) > 1 for array in weights.values()):
+        raise ValueError("a reference runs on one device, and the model lies on several")
+    result = ADAPTERS[name].run(path, config, weights, decode, list(prompt), repeats)
+    return {
+        "dtype": str(model.dtype),
+        **result,
+        "ms_per_nfe": 1e3 * result["seconds"] / result["nfe"],
+    }
