@@ -5,7 +5,9 @@
         while any row's block holds masks:     lax.while_loop
             forward (the block, block and suffix, or everything), then `denoise`
 
-A row is laid out [generation | prompt | right pad]; layout.py says why.
+"Everything" lacks what Streaming's window prunes of the suffix. A row is laid out [window | context
+| right pad], where the window holds what block calls feed; layout.py says why, and how blocks are
+grouped into segments of the program.
 
 **Rows are independent.** Blocks move in lock step, but a row takes part in a forward only while its
 own block holds masks: then it is counted, otherwise nothing of it changes. Ending a row at EOS
@@ -25,14 +27,9 @@ from jaxtyping import Bool, Int
 from r2jax.cache import Cache
 from r2jax.decode_config import DecodeScalars, StaticDecode
 from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, start
-from r2jax.layout import layout
+from r2jax.layout import Segment, context, layout, segments, window
 from r2jax.model import Transformer
 from r2jax.redundancy import Streak
-
-# With the prefix cache every block feeds a shorter suffix. Blocks are grouped into at most this
-# many program segments, each with one static width; within a segment the columns of its blocks
-# already done are fed and ignored. More segments compile longer, fewer waste more columns.
-PREFIX_SEGMENTS = 4
 
 
 class DecodeOutput(NamedTuple):
@@ -68,13 +65,6 @@ def _end_at_eos(progress: Progress, block: Array | int, static: StaticDecode) ->
     )
 
 
-def segments(static: StaticDecode) -> list[range]:
-    """Groups of blocks that share a stretch of the program: one, or several for a prefix cache."""
-    blocks, count = static.num_blocks, PREFIX_SEGMENTS if static.cache == "prefix" else 1
-    size = -(-blocks // count)
-    return [range(i, min(i + size, blocks)) for i in range(0, blocks, size)]
-
-
 @functools.partial(jax.jit, static_argnames="static")
 def decode(
     model: Transformer,
@@ -89,7 +79,8 @@ def decode(
     Args:
       model: its parameters are arguments of the compiled program.
       tokens: prompts, padded on the right with anything.
-      lengths: prompt lengths, 1 ... P.
+      lengths: prompt lengths, 1 ... P. 0: no row, only a place in the batch; it has ended before it
+        starts, counts nothing and holds up nobody.
       static, scalars: from `DecodeConfig.split`.
       keys: a typed key per row [B]; needed iff `static.needs_key`.
 
@@ -99,10 +90,9 @@ def decode(
     """
     if static.needs_key and keys is None:
         raise ValueError("temperature > 0 and random choices need `keys`, one a row")
-    gen, length = static.gen_length, static.block_length
+    length = static.block_length
     mask_id = model.config.mask_id
     batch, prompt = tokens.shape
-    positions, key_lengths = layout(lengths, gen, prompt)
     step = functools.partial(
         denoise,
         static=static,
@@ -111,33 +101,42 @@ def decode(
         keys=keys if static.needs_key else None,
     )
 
-    def full_pass(progress: Progress, block: Array) -> tuple[Progress, Cache]:
-        columns = jnp.concatenate([progress.answer, tokens], axis=1)
-        hidden, cache = model.hidden(columns, positions, key_lengths)
-        logits = model.logits(lax.dynamic_slice_in_dim(hidden, block * length, length, axis=1))
+    def full_pass(progress: Progress, block: Array, segment: Segment) -> tuple[Progress, Cache]:
+        ahead, done = segment.ahead(block), segment.done(block)
+        behind = segment.context(prompt)
+        near, places = window(progress.answer, ahead, segment.window)
+        far = context(tokens, lengths, progress.answer, behind)
+        positions, key_lengths = layout(lengths, places, behind, ahead)
+        hidden, cache = model.hidden(jnp.concatenate([near, far], axis=1), positions, key_lengths)
+        logits = model.logits(lax.dynamic_slice_in_dim(hidden, done, length, axis=1))
         return step(progress, logits, block, full=True), cache
 
     def block_pass(
-        progress: Progress, cache: Cache, block: Array, first: Array | int, width: int
+        progress: Progress, cache: Cache, block: Array, segment: Segment
     ) -> tuple[Progress, Cache]:
-        # Columns fed before the block (prefix cache only) are done and keep their keys and values.
-        done = 0 if static.cache == "dual" else block * length - first
+        ahead, done = segment.ahead(block), segment.done(block)
+        near, places = window(progress.answer, ahead, segment.window)
+        positions, key_lengths = layout(lengths, places, 0, ahead)
+        if static.cache == "dual":
+            first, width, keep, suffix = done, length, 0, 0
+        else:  # columns before the block are done and keep their keys and values
+            first, width, keep, suffix = 0, segment.window, done, segment.window - length - done
         hidden, cache = model.hidden(
-            lax.dynamic_slice_in_dim(progress.answer, first, width, axis=1),
+            lax.dynamic_slice_in_dim(near, first, width, axis=1),
             lax.dynamic_slice_in_dim(positions, first, width, axis=1),
             key_lengths,
             cache,
             start=first,
-            keep=done,
+            keep=keep,
         )
-        logits = model.logits(lax.dynamic_slice_in_dim(hidden, done, length, axis=1))
-        return step(progress, logits, block, full=False), cache
+        logits = model.logits(lax.dynamic_slice_in_dim(hidden, keep, length, axis=1))
+        return step(progress, logits, block, full=False, suffix=suffix), cache
 
     def unfinished(progress: Progress, block: Array) -> Bool[Array, ""]:
         current = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
         return jnp.any(current == mask_id)
 
-    def decode_block(progress: Progress, block: Array, segment: range) -> Progress:
+    def decode_block(progress: Progress, block: Array, segment: Segment) -> Progress:
         fresh = Streak.start(batch, length)
         progress = progress._replace(
             passes=jnp.zeros_like(progress.passes), streak=fresh, shadow=fresh
@@ -145,27 +144,25 @@ def decode(
         if static.cache == "none":
             progress = lax.while_loop(
                 lambda p: unfinished(p, block),
-                lambda p: full_pass(p, block)[0],
+                lambda p: full_pass(p, block, segment)[0],
                 progress,
             )
         else:
-            if static.cache == "dual":
-                first, width = block * length, length
-            else:
-                first, width = segment.start * length, gen - segment.start * length
             progress, _ = lax.while_loop(
                 lambda c: unfinished(c[0], block),
-                lambda c: block_pass(*c, block, first, width),
-                full_pass(progress, block),
+                lambda c: block_pass(*c, block, segment),
+                full_pass(progress, block, segment),
             )
         return _end_at_eos(progress, block, static)
 
     progress = start(batch, static, mask_id)
+    no_row = lengths[:, None] == 0
+    progress = progress._replace(answer=jnp.where(no_row, model.config.pad_id, progress.answer))
     for segment in segments(static):
         progress, _ = lax.while_loop(
-            lambda c, end=segment.stop: (c[1] < end) & jnp.any(c[0].answer == mask_id),
+            lambda c, end=segment.blocks.stop: (c[1] < end) & jnp.any(c[0].answer == mask_id),
             lambda c, segment=segment: (decode_block(*c, segment), c[1] + 1),
-            (progress, jnp.int32(segment.start)),
+            (progress, jnp.int32(segment.blocks.start)),
         )
     return DecodeOutput(
         tokens=progress.answer,

@@ -37,6 +37,9 @@ class StaticDecode(NamedTuple):
     temporal: bool
     temporal_eval: TemporalEval
     apply_rules: bool
+    leap: bool
+    window_size: int | None
+    """None: nothing is pruned (as when the answer is too short for it)."""
     eos_ids: tuple[int, ...]
     """Tokens that end a row; empty: the whole answer is always decoded."""
     trace: bool
@@ -67,6 +70,9 @@ class DecodeScalars(NamedTuple):
     token_cluster_size: int
     temporal_steps: int
     temporal_threshold: float
+    confidence_alpha: float
+    leap_radius: int
+    leap_threshold: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,17 @@ class DecodeConfig:
     """Which confidence of the streak must reach τ_t."""
     apply_rules: bool = True
     """False: R²'s rules only count what they would have done (the paper's potential counts)."""
+    leap_radius: int | None = None
+    """LocalLeap: this near to a masked token that reaches `threshold`, `leap_threshold` is enough;
+    None: off."""
+    leap_threshold: float = 0.75
+    """LocalLeap: the bound near such an anchor, at most `threshold`."""
+    window_size: int | None = None
+    """Streaming-dLLM: masks behind the block that are fed, and the answer's last position; None:
+    all."""
+    confidence_alpha: float = 0.0
+    """Streaming-dLLM: block calls multiply the thresholds of transfer by 1 - alpha (1 - r), r the
+    masked share of what they feed. 0: fixed."""
     stop_at_eos: bool = False
     """End a row after the block that holds an end-of-sequence token."""
     eos_id: int | tuple[int, ...] | None = None
@@ -134,6 +151,11 @@ class DecodeConfig:
                 object.__setattr__(self, field.name, value.item())
             elif isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+        self._check_each()
+        self._check_together()
+
+    def _check_each(self) -> None:
+        """Every option by itself."""
         for name, values in (
             ("cache", get_args(Cache)),
             ("remasking", get_args(Remasking)),
@@ -145,25 +167,49 @@ class DecodeConfig:
             if getattr(self, name) not in values:
                 choices = ", ".join(repr(v) for v in values)
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name, optional in (
-            ("gen_length", False),
-            ("block_length", True),
-            ("steps", True),
-            ("confidence_cluster_size", True),
-            ("token_cluster_size", False),
-            ("temporal_steps", True),
+        for name, low, optional in (
+            ("gen_length", 1, False),
+            ("block_length", 1, True),
+            ("steps", 1, True),
+            ("confidence_cluster_size", 1, True),
+            ("confidence_cluster_unmasked", 0, True),
+            ("token_cluster_size", 1, False),
+            ("temporal_steps", 1, True),
+            ("leap_radius", 1, True),
+            ("window_size", 0, True),
         ):
-            self._check_int(name, 1, optional)
-        self._check_int("confidence_cluster_unmasked", 0, True)
-        for name in ("threshold", "spatial_threshold", "temporal_threshold"):
-            self._check_float(name, 0.0, 1.0)
-        if self.temperature is None:
-            raise ValueError("temperature must be a number (0 is greedy), got None")
-        self._check_float("factor", 0.0)
-        self._check_float("temperature", 0.0)
-        self._check_float("top_p", 0.0, 1.0)
+            value = getattr(self, name)
+            if not (value is None and optional) and not (is_int(value) and value >= low):
+                raise ValueError(
+                    f"{name} must be an integer of at least {low}{' or None' if optional else ''}, "
+                    f"got {value!r}"
+                )
+        for name, high, instead_of_none in (
+            ("threshold", 1.0, None),
+            ("spatial_threshold", 1.0, None),
+            ("temporal_threshold", 1.0, None),
+            ("leap_threshold", 1.0, "leap_radius=None switches LocalLeap off"),
+            ("confidence_alpha", 1.0, "0 leaves the threshold fixed"),
+            ("factor", _LARGEST, None),
+            ("temperature", _LARGEST, "0 is greedy"),
+            ("top_p", 1.0, None),
+        ):
+            value = getattr(self, name)
+            if value is None and instead_of_none:
+                raise ValueError(f"{name} must be a number ({instead_of_none}), got None")
+            if value is not None and not (is_number(value) and 0 <= value <= high):
+                bounds = "at least 0" if high == _LARGEST else f"between 0 and {high:g}"
+                raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
         if self.top_p == 0:
             raise ValueError("top_p must be in (0, 1], got 0")
+        eos_ids = self.eos_ids
+        if eos_ids is not None and not (
+            isinstance(eos_ids, tuple) and eos_ids and all(is_int(e) and e >= 0 for e in eos_ids)
+        ):
+            raise ValueError(f"eos_id must be a token id or a tuple of them, got {self.eos_id!r}")
+
+    def _check_together(self) -> None:
+        """Options that only make sense with others."""
         block = self.block_length or self.gen_length
         if self.gen_length % block:
             raise ValueError(
@@ -176,27 +222,24 @@ class DecodeConfig:
                 f"steps counts for the whole answer and must be a multiple of its {blocks} blocks "
                 f"(gen_length / block_length), got {steps}"
             )
-        eos_ids = self.eos_ids
-        if eos_ids is not None and not (
-            isinstance(eos_ids, tuple) and eos_ids and all(is_int(e) and e >= 0 for e in eos_ids)
-        ):
-            raise ValueError(f"eos_id must be a token id or a tuple of them, got {self.eos_id!r}")
-
-    def _check_int(self, name: str, low: int, optional: bool) -> None:
-        value = getattr(self, name)
-        if (value is None and optional) or (is_int(value) and value >= low):
+        if self.confidence_alpha > 0 and self.cache == "none":
+            raise ValueError(
+                "confidence_alpha moves the threshold of block calls, and cache='none' makes none: "
+                f"set cache='prefix' (as Streaming-dLLM) or 'dual', or confidence_alpha=0; "
+                f"got {self.confidence_alpha}"
+            )
+        if self.leap_radius is None:
             return
-        raise ValueError(
-            f"{name} must be an integer of at least {low}{' or None' if optional else ''}, "
-            f"got {value!r}"
-        )
-
-    def _check_float(self, name: str, low: float, high: float = _LARGEST) -> None:
-        value = getattr(self, name)
-        if value is None or (is_number(value) and low <= value <= high):
-            return
-        bounds = f"at least {low:g}" if high == _LARGEST else f"between {low:g} and {high:g}"
-        raise ValueError(f"{name} must be a number {bounds}, got {value!r}")
+        if self.threshold is None or self.factor is not None:
+            raise ValueError(
+                "leap_radius lowers `threshold` near anchors, so it needs a threshold and "
+                f"factor=None; got threshold={self.threshold}, factor={self.factor}"
+            )
+        if self.leap_threshold > self.threshold:
+            raise ValueError(
+                f"leap_threshold must be at most threshold ({self.threshold}), "
+                f"got {self.leap_threshold}"
+            )
 
     @property
     def eos_ids(self) -> tuple[int, ...] | None:
@@ -216,6 +259,18 @@ class DecodeConfig:
     def vanilla(cls, **overrides: Any) -> DecodeConfig:
         """LLaDA's own sampler: no cache, the schedule of `steps`, one token a step by default."""
         return cls(**{"cache": "none", "threshold": None, "apply_rules": False, **overrides})
+
+    @classmethod
+    def streaming(cls, **overrides: Any) -> DecodeConfig:
+        """Streaming-dLLM (arXiv 2601.17917): prefix cache, pruned suffix, moving threshold, stop at
+        the end of the text; R²'s rules only count what they would do."""
+        own = {"cache": "prefix", "window_size": 32, "confidence_alpha": 0.3, "stop_at_eos": True}
+        return cls(**{**own, "apply_rules": False, **overrides})
+
+    @classmethod
+    def local_leap(cls, **overrides: Any) -> DecodeConfig:
+        """LocalLeap (arXiv 2510.07081): Fast-dLLM, with a lower threshold near certain tokens."""
+        return cls(**{"leap_radius": 4, "apply_rules": False, **overrides})
 
     def split(self, eos_id: int, *, trace: bool = False) -> tuple[StaticDecode, DecodeScalars]:
         """The hashable part that shapes the program and the numbers that are traced.
@@ -247,6 +302,12 @@ class DecodeConfig:
             temporal=self.temporal_steps is not None and self.temporal_threshold is not None,
             temporal_eval=self.temporal_eval,
             apply_rules=self.apply_rules,
+            leap=self.leap_radius is not None,
+            window_size=(
+                self.window_size
+                if self.window_size is not None and block + self.window_size + 1 < self.gen_length
+                else None
+            ),
             eos_ids=eos_ids if self.stop_at_eos else (),
             trace=trace,
         )
@@ -262,5 +323,8 @@ class DecodeConfig:
             token_cluster_size=self.token_cluster_size,
             temporal_steps=self.temporal_steps or 1,
             temporal_threshold=float(self.temporal_threshold or 0.0),
+            confidence_alpha=float(self.confidence_alpha),
+            leap_radius=self.leap_radius or 0,
+            leap_threshold=float(self.leap_threshold),
         )
         return static, scalars

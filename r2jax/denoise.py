@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from r2jax.decode_config import DecodeScalars, StaticDecode
 from r2jax.predict import confidence, predict
 from r2jax.redundancy import Fired, Streak, confidence_cluster, temporal, token_cluster
-from r2jax.transfer import by_factor, by_schedule, by_threshold
+from r2jax.transfer import by_factor, by_schedule, by_threshold, leap, moving
 
 # Values of `committed_by`.
 TRANSFER, CONFIDENCE_CLUSTER, TOKEN_CLUSTER, TEMPORAL, AFTER_EOS = range(5)
@@ -86,6 +86,7 @@ def denoise(
     keys: Array | None,
     *,
     full: bool,
+    suffix: Int[Array, ""] | int = 0,
 ) -> Progress:
     """What one forward's logits do to the block: transfer, windows, runs, streaks, in this order.
 
@@ -97,6 +98,7 @@ def denoise(
       mask_id: the mask token.
       keys: one key a row, or None where nothing is random.
       full: whether the forward was a full pass.
+      suffix: how many columns behind the block a block call has fed.
     """
     length = static.block_length
     tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
@@ -122,7 +124,12 @@ def denoise(
     if static.transfer == "factor":
         transferred = by_factor(masked, rest, scalars.factor)
     elif static.transfer == "threshold":
-        transferred = by_threshold(masked, rest, scalars.threshold)
+        scale = 1.0 if full else moving(masked, suffix, scalars.confidence_alpha)
+        threshold = scale * scalars.threshold
+        if static.leap:
+            lower = scale * scalars.leap_threshold
+            threshold = leap(masked, rest, threshold, lower, scalars.leap_radius)
+        transferred = by_threshold(masked, rest, threshold)
     else:
         transferred = by_schedule(masked, rest, progress.passes, scalars.steps_per_block)
 

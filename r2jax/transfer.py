@@ -34,6 +34,8 @@ def by_schedule(
     """LLaDA's schedule: the block's L tokens spread evenly over `steps`, the remainder on the first
     ones.
 
+    Every block starts fully masked (prompts end where a block begins), so its masks are L.
+
     Args:
       masked: positions still to decode.
       rest: their residual mass.
@@ -48,10 +50,44 @@ def by_schedule(
 def by_threshold(
     masked: Bool[Array, "B L"],
     rest: Float[Array, "B L"],
-    threshold: Float[Array, ""] | float,
+    threshold: Float[Array, "#B #L"] | Float[Array, ""] | float,
 ) -> Bool[Array, "B L"]:
     """Everything at least `threshold` confident, and always the most confident position."""
     return masked & ((confidence(rest) >= threshold) | (rank(masked, rest) == 0))
+
+
+def moving(
+    masked: Bool[Array, "B L"], suffix: Int[Array, ""] | int, alpha: Float[Array, ""] | float
+) -> Float[Array, "B 1"]:
+    """Streaming-dLLM's factor on a row's threshold: 1 - alpha (1 - r), r the masked share of what a
+    block call feeds.
+
+    Args:
+      masked: positions of the block still to decode.
+      suffix: columns fed behind the block, all of them masks.
+      alpha: how far the threshold falls when next to nothing is masked; 0: exactly 1.
+    """
+    share = (jnp.sum(masked, axis=-1, keepdims=True) + suffix) / (masked.shape[-1] + suffix)
+    return 1.0 - alpha * (1.0 - share)
+
+
+def leap(
+    masked: Bool[Array, "B L"],
+    rest: Float[Array, "B L"],
+    threshold: Float[Array, "#B 1"] | Float[Array, ""] | float,
+    leap_threshold: Float[Array, "#B 1"] | Float[Array, ""] | float,
+    radius: Int[Array, ""] | int,
+) -> Float[Array, "B L"]:
+    """LocalLeap (arXiv 2510.07081): the threshold of every position, lower near an anchor.
+
+    An anchor is a masked position of the block that reaches `threshold`; no further than `radius`
+    from one, `leap_threshold` is enough.
+    """
+    anchor = masked & (confidence(rest) >= threshold)
+    index = jnp.arange(rest.shape[-1])
+    near = jnp.abs(index[:, None] - index[None, :]) <= radius
+    # L² booleans, as in `rank`: they fuse into one kernel.
+    return jnp.where(jnp.any(near & anchor[:, None, :], axis=-1), leap_threshold, threshold)
 
 
 def by_factor(

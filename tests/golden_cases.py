@@ -18,24 +18,42 @@ import jax.numpy as jnp
 import numpy as np
 
 import r2jax
+from r2jax.denoise import AFTER_EOS, TEMPORAL
 
 ROOT = Path(__file__).parent / "golden" / "llada"
 NAMES = ("tiny-a", "tiny-b")
+STREAMING = ("stream-a", "stream-b")
+
+
+def folder(name: str) -> Path:
+    return ROOT.parent / ("streaming" if name in STREAMING else "llada") / name
 
 
 @functools.cache
 def model(name: str) -> r2jax.Transformer:
-    return r2jax.load(str(ROOT / name))
+    return r2jax.load(str(folder(name)))
 
 
 @functools.cache
 def cases(name: str) -> list[dict[str, Any]]:
-    with gzip.open(ROOT / name / "cases.json.gz") as file:
+    with gzip.open(folder(name) / "cases.json.gz") as file:
         return json.load(file)
 
 
 def config(case: dict[str, Any]) -> r2jax.DecodeConfig:
     """The options under which the original program made this case; a rule not named was off."""
+    if "rules" not in case:
+        same = ("gen_length", "block_length", "steps", "threshold", "factor", "window_size")
+        stops = case["eos_id"] >= 0
+        return r2jax.DecodeConfig(
+            cache="prefix",
+            confidence_alpha=case["confidence_alpha"],
+            stop_at_eos=stops,
+            eos_id=case["eos_id"] if stops else None,
+            spatial_threshold=None,
+            temporal_steps=None,
+            **{name: case[name] for name in same},
+        )
     rules = case["rules"]
     names = (
         "threshold",
@@ -71,12 +89,13 @@ def differences(out: r2jax.DecodeOutput, row: int, case: dict[str, Any]) -> list
     assert out.states is not None and out.committed_by is not None
     states, committed_by = np.asarray(out.states[row]), np.asarray(out.committed_by[row])
     nfe = case["nfe"]
+    last_rule = AFTER_EOS if case.get("eos_id", -1) >= 0 else TEMPORAL
     wrong = {
         "tokens": not np.array_equal(out.tokens[row], case["output"]),
         "nfe": int(out.nfe[row]) != nfe,
         "states": not np.array_equal(states[: len(case["states"])], case["states"]),
         "unused states": (states[nfe:] != -1).any(),
-        "committed_by": (committed_by < 0).any() or (committed_by > 3).any(),
+        "committed_by": (committed_by < 0).any() or (committed_by > last_rule).any(),
     }
     return [f"{case['id']}: {what}" for what, is_wrong in wrong.items() if is_wrong]
 
@@ -88,15 +107,38 @@ def run(name: str, group: list[dict[str, Any]]) -> list[str]:
     return [wrong for row, case in enumerate(group) for wrong in differences(out, row, case)]
 
 
+def run_among_others(name: str, case: dict[str, Any]) -> list[str]:
+    """Differences of a case between a shorter and a longer prompt (a batch of its own: an end
+    token or an alpha that no other case has)."""
+    shorter, longer = case["prompt"][:5], case["prompt"] * 2
+    prompts = [shorter, case["prompt"], longer]
+    out = r2jax.generate(model(name), prompts, config(case), trace=True)
+    return differences(out, 1, case)
+
+
 def forward_difference(name: str) -> float:
-    """Largest difference of the logits of one plain forward."""
-    with np.load(ROOT / name / "forward.npz") as file:
-        logits = model(name)(jnp.asarray(file["input_ids"]))
-        return float(np.abs(np.asarray(logits) - file["logits"]).max())
+    """Largest difference of the logits of one plain forward, and of one at positions with gaps."""
+    network = model(name)
+    with np.load(folder(name) / "forward.npz") as file:
+        ids = jnp.asarray(file["input_ids"])
+        found = [(network(ids), file["logits"])]
+        if "pruned_logits" in file:
+            positions = jnp.broadcast_to(file["pruned_position_ids"], ids.shape)
+            hidden, _ = network.hidden(ids, positions, None)
+            found.append((network.logits(hidden), file["pruned_logits"]))
+        return max(float(np.abs(np.asarray(ours) - theirs).max()) for ours, theirs in found)
 
 
 def main() -> None:
     total = wrong = 0
+    for name in STREAMING:
+        print(f"{name}: forward within {forward_difference(name):.1e}")
+        for case in cases(name):
+            found = run(name, [case]) + run_among_others(name, case)
+            jax.clear_caches()
+            total += 1
+            wrong += len(found)
+            print(case["id"], *found, sep="  ", flush=True)
     for name in NAMES:
         print(f"{name}: forward within {forward_difference(name):.1e}")
         for group in batches(name).values():

@@ -3,7 +3,8 @@
 Written from the specification alone, without a look at the jitted modules, so that agreement means
 something. Arithmetic is float64. Within a step candidates are ranked by `rest`, the residual mass
 (ascending, ties to the lowest position), and thresholds compare `confidence` = 1 / (1 + rest).
-tests/oracle_llada.py has a NumPy LLaDA to run it on; with that it reproduces all 452 golden cases.
+tests/oracle_llada.py has a NumPy LLaDA to run it on; with that it reproduces all 452 golden cases
+of LLaDA and R2, and all 63 of Streaming-dLLM.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 Pass = Literal["full", "prefix", "dual"]
-# (all tokens [P + G], first and one-past-last position of the block, kind of pass) -> block logits
-Forward = Callable[[Array, int, int, Pass], Array]
+# (all tokens [P + G], first and one-past-last position of the block, kind of pass, the positions
+# attended to, ascending) -> block logits
+Forward = Callable[[Array, int, int, Pass, Array], Array]
 # (block logits [B, V], the row's own NFE index, block start) -> (token [B], rest [B])
 Sample = Callable[[Array, int, int], tuple[Array, Array]]
 
@@ -71,14 +73,32 @@ def threshold(
     masked: Bool[Array, " B"],
     rest: Float[Array, " B"],
     confidence: Float[Array, " B"],
-    limit: float,
+    limit: float | Float[Array, " B"],
 ) -> Bool[Array, " B"]:
-    """The most certain masked position always, and every other one with confidence >= limit."""
+    """The most certain masked position always, and every other one with confidence >= limit (one
+    for all, or each its own)."""
+    limits = np.broadcast_to(limit, len(masked))
     commit = schedule(masked, rest, 1)
     for j in range(len(masked)):
-        if masked[j] and confidence[j] >= limit:
+        if masked[j] and confidence[j] >= limits[j]:
             commit[j] = True
     return commit
+
+
+def leap(
+    masked: Bool[Array, " B"],
+    confidence: Float[Array, " B"],
+    limit: float,
+    lower: float,
+    radius: int,
+) -> Float[Array, " B"]:
+    """LocalLeap's limits: `lower` within `radius` positions of a masked one with confidence >=
+    limit (an anchor), `limit` elsewhere."""
+    limits = np.full(len(masked), limit)
+    for anchor in range(len(masked)):
+        if masked[anchor] and confidence[anchor] >= limit:
+            limits[max(0, anchor - radius) : anchor + radius + 1] = lower
+    return limits
 
 
 def factor(
@@ -212,6 +232,18 @@ class Temporal:
         return fired
 
 
+# ---- Streaming-dLLM (specification 6) ------------------------------------------------------------
+
+
+def seen(total: int, end: int, window: int | None) -> Int[Array, " N"]:
+    """Positions attended to: all up to the block's end, then the window and the last position, or
+    the whole suffix if that fits into the window (None: always)."""
+    suffix = list(range(end, total))
+    if window is not None and len(suffix) > window:
+        suffix = [*suffix[:window], total - 1]
+    return np.array([*range(end), *suffix])
+
+
 # ---- the loop ------------------------------------------------------------------------------------
 
 
@@ -243,7 +275,8 @@ DEFAULTS: dict[str, Any] = dict(
     confidence_cluster_size=3, spatial_threshold=0.8, confidence_cluster_unmasked=1,
     token_cluster="confidence", token_cluster_size=2,
     temporal_steps=3, temporal_threshold=0.8, temporal_eval="last",
-    apply_rules=True, stop_at_eos=False,
+    apply_rules=True, leap_radius=None, leap_threshold=0.75,
+    window_size=None, confidence_alpha=0.0, stop_at_eos=False,
 )  # fmt: skip
 
 
@@ -321,7 +354,8 @@ def decode(
         while (block == mask_id).any():
             kind: Pass = "full" if step == 0 or o["cache"] == "none" else o["cache"]
             refreshes += kind == "full"
-            logits = forward(x.copy(), start, start + size, kind)
+            attended = seen(len(x), start + size, o["window_size"])
+            logits = forward(x.copy(), start, start + size, kind, attended)
             top, top_rest, top_confidence = top1(logits, mask_id)
             chosen, rest = sample(logits, len(states), start) if sample else (top, top_rest)
             confidence = 1 / (1 + rest)
@@ -331,7 +365,15 @@ def decode(
             if o["factor"] is not None:
                 commit = factor(before, rest, confidence, o["factor"])
             elif o["threshold"] is not None:
-                commit = threshold(before, rest, confidence, o["threshold"])
+                scale = 1.0
+                if kind != "full":  # the masked share of what the block call was fed
+                    fed = block if kind == "dual" else x[attended[attended >= start]]
+                    scale -= o["confidence_alpha"] * (1 - np.mean(fed == mask_id))
+                limit = scale * o["threshold"]
+                if o["leap_radius"] is not None:
+                    lower = scale * o["leap_threshold"]
+                    limit = leap(before, confidence, limit, lower, o["leap_radius"])
+                commit = threshold(before, rest, confidence, limit)
             else:
                 commit = schedule(before, rest, quota[step])
             block[commit], writer[commit] = chosen[commit], 0

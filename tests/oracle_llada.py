@@ -1,7 +1,7 @@
 """A LLaDA network in plain NumPy for the oracle to run on, and the golden cases.
 
-`python -m tests.oracle_llada tests/golden/llada/tiny-a ...` replays every case of those folders
-with the oracle (all 452: under a minute on one core).
+`python -m tests.oracle_llada tests/golden/*/*-*` replays every case of those folders with the
+oracle (all 515: about a minute on one core).
 """
 
 import gzip
@@ -34,35 +34,42 @@ class Llada:
         self.weights = {k: w.astype(dtype) for k, w in weights.items()}
         self.cache: list[tuple[Array, Array]] = []  # per layer K, V [L, KV, h], before rope
 
-    def __call__(self, tokens: Array, start: int, end: int, kind: oracle.Pass) -> Array:
-        """Logits [end - start, V] of the block after a pass of that kind over `tokens` [L]."""
-        fed = {"full": (0, len(tokens)), "prefix": (start, len(tokens)), "dual": (start, end)}
-        low, high = fed[kind]
-        return self.run(tokens, low, high)[start - low : end - low]
-
-    def run(self, tokens: Int[Array, " L"], low: int, high: int) -> Float[Array, "N V"]:
-        """Logits of positions low..high-1; keys and values of the others come from the cache."""
-        c, rows, total = self.config, slice(low, high), len(tokens)
-        if (low, high) == (0, total):
-            shape = (total, c["n_kv_heads"], c["d_model"] // c["n_heads"])
+    def __call__(
+        self, tokens: Array, start: int, end: int, kind: oracle.Pass, seen: Array | None = None
+    ) -> Array:
+        """Logits [end - start, V] of the block after a pass of that kind over `tokens` [L], of
+        which the positions `seen` exist (None: all)."""
+        seen = np.arange(len(tokens)) if seen is None else seen
+        if kind == "full":
+            c = self.config
+            shape = (len(tokens), c["n_kv_heads"], c["d_model"] // c["n_heads"])
             self.cache = [(np.zeros(shape), np.zeros(shape)) for _ in range(c["n_layers"])]
-        x = self.weights["model.transformer.wte.weight"][tokens[rows]]
+        low = 0 if kind == "full" else start
+        fed = seen[(seen >= low) & ((seen < end) | (kind != "dual"))]
+        return self.run(tokens, fed, seen)[start - low : end - low]
+
+    def run(
+        self, tokens: Int[Array, " L"], fed: Int[Array, " N"], seen: Int[Array, " S"]
+    ) -> Float[Array, "N V"]:
+        """Logits of the positions `fed`; keys and values of the rest of `seen` are in the cache."""
+        c = self.config
+        x = self.weights["model.transformer.wte.weight"][tokens[fed]]
         for i in range(c["n_layers"]):
             w = {
                 name: self.weights[f"model.transformer.blocks.{i}.{name}.weight"] for name in LAYER
             }
             h = self.norm(x, w["attn_norm"])
             q, k, v = (
-                linear(h, w[name]).reshape(high - low, -1, c["d_model"] // c["n_heads"])
+                linear(h, w[name]).reshape(len(fed), -1, c["d_model"] // c["n_heads"])
                 for name in ("q_proj", "k_proj", "v_proj")
             )
             keys, values = (old.astype(x.dtype) for old in self.cache[i])
-            keys[rows], values[rows] = k, v
+            keys[fed], values[fed] = k, v
             self.cache[i] = keys, values
             heads = attend(
-                rope(q, np.arange(low, high), c["rope_theta"]),
-                rope(keys, np.arange(total), c["rope_theta"]),
-                values,
+                rope(q, fed, c["rope_theta"]),
+                rope(keys[seen], seen, c["rope_theta"]),
+                values[seen],
             )
             x = x + linear(heads, w["attn_out"])
             h = self.norm(x, w["ff_norm"])
@@ -113,13 +120,19 @@ def golden_options(case: Mapping[str, Any]) -> dict[str, Any]:
     """A golden case's options; a rule that it does not name is off."""
     off = ("threshold", "confidence_cluster_size", "spatial_threshold", "token_cluster")
     off += ("confidence_cluster_unmasked", "temporal_steps", "temporal_threshold")
-    named = {k: case[k] for k in ("cache", "gen_length", "block_length", "steps")}
-    return dict.fromkeys(off) | named | case["rules"]
+    named = {k: case[k] for k in ("gen_length", "block_length", "steps")}
+    if "rules" in case:
+        return dict.fromkeys(off) | named | {"cache": case["cache"]} | case["rules"]
+    named |= {k: case[k] for k in ("threshold", "factor", "window_size", "confidence_alpha")}
+    stops = case["eos_id"] >= 0  # Streaming-dLLM: -1 stands for never
+    return dict.fromkeys(off) | named | {"cache": "prefix", "stop_at_eos": stops}
 
 
 def golden_differences(case: Mapping[str, Any], network: oracle.Forward) -> list[str]:
     """Which of tokens, nfe and states the oracle does not reproduce."""
-    row = oracle.decode(network, case["prompt"], golden_options(case), case["mask_id"])
+    eos = (case.get("eos_id", -1),)
+    options = golden_options(case)
+    row = oracle.decode(network, case["prompt"], options, case["mask_id"], eos_ids=eos)
     same = {
         "tokens": row.tokens.tolist() == case["output"],
         "nfe": row.nfe == case["nfe"],

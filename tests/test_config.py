@@ -71,6 +71,15 @@ def test_a_wrong_config_names_file_field_and_value(change: dict, message: str):
         ({"temperature": None}, "temperature must be a number (0 is greedy), got None"),
         ({"top_p": 0.0}, "top_p must be in (0, 1], got 0"),
         ({"temporal_steps": True}, "temporal_steps must be an integer of at least 1 or None"),
+        ({"window_size": -1}, "window_size must be an integer of at least 0 or None, got -1"),
+        ({"confidence_alpha": 1.5}, "confidence_alpha must be a number between 0 and 1, got 1.5"),
+        ({"confidence_alpha": None}, "confidence_alpha must be a number (0 leaves the threshold"),
+        ({"confidence_alpha": 0.3, "cache": "none"}, "moves the threshold of block calls, and"),
+        ({"leap_radius": 0}, "leap_radius must be an integer of at least 1 or None, got 0"),
+        ({"leap_radius": 4, "factor": 1.0}, "needs a threshold and factor=None; got threshold=0.9"),
+        ({"leap_radius": 4, "threshold": None}, "needs a threshold and factor=None"),
+        ({"leap_radius": 4, "threshold": 0.7}, "must be at most threshold (0.7), got 0.75"),
+        ({"leap_threshold": None}, "leap_threshold must be a number (leap_radius=None switches"),
         ({"eos_id": ()}, "eos_id must be a token id or a tuple of them, got ()"),
         ({"eos_id": -1}, "eos_id must be a token id or a tuple of them, got -1"),
     ],
@@ -90,6 +99,17 @@ def test_presets_and_precedence():
     vanilla = DecodeConfig.vanilla(gen_length=64)
     assert (static(vanilla).cache, static(vanilla).transfer) == ("none", "schedule")
     assert vanilla.split(0)[1].steps_per_block == 32
+    streaming = DecodeConfig.streaming(window_size=96)
+    assert (streaming.cache, streaming.window_size, streaming.confidence_alpha) == (
+        "prefix",
+        96,
+        0.3,
+    )
+    assert streaming.stop_at_eos and streaming.threshold == 0.9 and not streaming.apply_rules
+    assert DecodeConfig.streaming(apply_rules=True).apply_rules
+    leap = DecodeConfig.local_leap()
+    assert leap == DecodeConfig.fast_dllm(leap_radius=4, leap_threshold=0.75)
+    assert static(leap).leap and not static(streaming).leap
     assert static(DecodeConfig(factor=1.0)).transfer == "factor"
     assert static(DecodeConfig(threshold=None)).transfer == "schedule"
 
@@ -112,6 +132,13 @@ def test_only_what_shapes_the_program_is_static():
     b = DecodeConfig(threshold=0.5, temporal_threshold=0.1, steps=64, token_cluster_size=4).split(0)
     assert a[0] == b[0] and hash(a[0]) == hash(b[0]) and a[1] != b[1]
     assert DecodeConfig(cache="prefix").split(0)[0] != a[0]
+    b = DecodeConfig(confidence_alpha=0.5, leap_threshold=0.1).split(0)
+    assert a[0] == b[0] and a[1] != b[1]
+    near = [DecodeConfig(leap_radius=radius).split(0) for radius in (1, 2)]
+    assert near[0][0] == near[1][0] != a[0] and near[0][1] != near[1][1]
+    # A window that never prunes is none: block 32, suffix 223, last position = 256.
+    assert DecodeConfig(window_size=223).split(0)[0] == a[0]
+    assert DecodeConfig(window_size=222).split(0)[0].window_size == 222
     assert DecodeConfig(stop_at_eos=True).split(7)[0].eos_ids == (7,)
     assert DecodeConfig(stop_at_eos=True, eos_id=(1, 2)).split(7)[0].eos_ids == (1, 2)
 

@@ -11,8 +11,10 @@ import pytest
 from flax import nnx
 
 import r2jax
-from r2jax.decode import decode, segments
+from r2jax.decode import decode
+from r2jax.decode_config import Cache
 from r2jax.denoise import denoise, start
+from r2jax.layout import SEGMENTS, segments, wasted_columns
 from r2jax.sharding import make_mesh, param_shardings
 from tests import golden_cases as golden
 from tests import oracle
@@ -26,7 +28,7 @@ def ids(name: str) -> list[str]:
     return [group[0]["id"] for group in golden.batches(name).values()]
 
 
-@pytest.mark.parametrize("name", golden.NAMES)
+@pytest.mark.parametrize("name", golden.NAMES + golden.STREAMING)
 def test_forward_matches_the_original(name: str):
     assert golden.forward_difference(name) < 5e-4
 
@@ -55,6 +57,28 @@ def test_golden_alone(case: str):
     assert golden.run(name, [c for c in golden.cases(name) if c["id"] == case]) == []
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "stream-a/stream/P33-G96-B32",
+        "stream-b/stream-w0/P9-G96-B16",
+        "stream-a/stream-w8/P17-G128-B32",
+        "stream-b/stream-w16-a0.6/P33-G96-B32",
+        "stream-a/stream-w64-a0.4/P9-G96-B16",
+        "stream-b/alpha0.6-only/P9-G96-B16",
+        "stream-a/exit-only/P17-G128-B32",
+        "stream-b/window-steps-half/P33-G96-B32",
+        "stream-a/window-factor/P40-G160-B32",
+    ],
+)
+def test_golden_streaming_among_others(case: str):
+    """Streaming-dLLM's trajectories, between a shorter and a longer prompt."""
+    name = case.split("/")[0]
+    (found,) = [c for c in golden.cases(name) if c["id"] == case]
+    assert golden.run_among_others(name, found) == []
+    jax.clear_caches()
+
+
 def same(a: r2jax.DecodeOutput, b: r2jax.DecodeOutput, rows: slice = slice(None)) -> None:
     """Everything that a row has, states and counts included: `rows` of a, all of b."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -71,6 +95,9 @@ VARIETY = {
     "random remasking": {"remasking": "random", "threshold": None},
     "stop": {"stop_at_eos": True, "eos_id": (15, 144)},
     "one block": {"block_length": None, "cache": "none", "threshold": 0.6},
+    "streaming": {"cache": "prefix", "window_size": 9, "confidence_alpha": 0.5, "eos_id": 15},
+    "streaming, dual, leap": {"window_size": 20, "confidence_alpha": 0.4, "leap_radius": 3},
+    "pruned, sampled, none": {"cache": "none", "window_size": 0, "temperature": 0.5},
 }
 
 
@@ -104,7 +131,14 @@ ORACLE = {
     "factor": {"factor": 0.7, "confidence_cluster_unmasked": None, "temporal_eval": "max"},
     "token alone": {"confidence_cluster_size": None, "temporal_steps": None},
     "stop": {"stop_at_eos": True},
-}
+    "leap": {"leap_radius": 4, "apply_rules": False},
+    "streaming and R2": {"cache": "prefix", "window_size": 7, "confidence_alpha": 0.4},
+    "streaming, dual, leap": {
+        "window_size": 5, "confidence_alpha": 0.3, "leap_radius": 2, "leap_threshold": 0.6,
+    },
+    "pruned, none": {"cache": "none", "window_size": 0, "stop_at_eos": True},
+    "window but no pruning": {"window_size": 31, "confidence_alpha": 0.3},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("options", ORACLE.values(), ids=ORACLE)
@@ -163,17 +197,22 @@ def test_the_loop_is_the_step_repeated():
             assert int(ours[row]) == int(theirs[0])
 
 
-def test_a_second_call_compiles_nothing_and_thresholds_are_traced(caplog):
+@pytest.mark.parametrize("options", [{}, {"cache": "prefix", "window_size": 12, "leap_radius": 2}])
+def test_a_second_call_compiles_nothing_and_thresholds_are_traced(caplog, options: dict):
     model = golden.model("tiny-a")
-    r2jax.generate(model, PROMPTS, SMALL)
+    config = dataclasses.replace(SMALL, **options)
+    r2jax.generate(model, PROMPTS, config)
     swept = dataclasses.replace(
-        SMALL,
+        config,
         threshold=0.6,
         spatial_threshold=0.5,
         temporal_threshold=0.4,
         temporal_steps=2,
         confidence_cluster_unmasked=2,
         token_cluster_size=3,
+        confidence_alpha=0.7,
+        leap_threshold=0.3,
+        leap_radius=5 if options else None,
     )
     shorter = [prompt[:2] for prompt in PROMPTS]
     with jax.log_compiles():
@@ -235,10 +274,42 @@ def test_steps_of_the_schedule_are_the_nfe():
         assert out.nfe.tolist() == out.refreshes.tolist() == [expected] * 4
 
 
+@pytest.mark.parametrize("window", [None, 0, 7, 16, 40, 600])
+@pytest.mark.parametrize("cache", ["none", "prefix", "dual"])
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4, 5, 8, 9, 32])
-def test_segments_cover_the_blocks(blocks: int):
-    for cache in ("none", "prefix", "dual"):
-        config = r2jax.DecodeConfig(gen_length=blocks * 16, block_length=16, cache=cache)
-        parts = segments(config.split(0)[0])
-        assert [b for part in parts for b in part] == list(range(blocks))
-        assert len(parts) <= (4 if cache == "prefix" else 1)
+def test_segments_feed_what_is_needed_and_say_what_is_wasted(
+    blocks: int, cache: Cache, window: int | None
+):
+    """The program's widths against what the specification (6.1) feeds, with prompts of 64."""
+    gen = blocks * 16
+    config = r2jax.DecodeConfig(gen_length=gen, block_length=16, cache=cache, window_size=window)
+    static = config.split(0)[0]
+    parts = segments(static)
+    assert [b for part in parts for b in part.blocks] == list(range(blocks))
+    varies = cache == "prefix" or static.window_size is not None
+    assert len(parts) <= (SEGMENTS if varies else 1)
+
+    wasted = []
+    for part in parts:
+        for block in part.blocks:
+            end = (block + 1) * 16
+            kept = gen - end if window is None else min(gen - end, window + 1)
+            ahead, done = int(part.ahead(block)), int(part.done(block))
+            assert ahead + done == block * 16
+            # None but done columns are fed in vain, and the columns that count are a prefix.
+            assert done + 16 + kept <= part.window and done >= 0
+            assert cache != "prefix" or done + 16 + kept == part.window
+            refresh = part.window + part.context(64)
+            assert refresh % 16 == 0 and part.window + ahead == end + kept
+            call = part.window - 16 - kept if cache == "prefix" else 0
+            wasted.append((refresh - (64 + end + kept), call))
+    assert wasted_columns(static) == wasted
+    if window is None:
+        assert all(refresh == 0 for refresh, _ in wasted)
+
+
+def test_a_long_pruned_answer_wastes_little():
+    """gen 1024: beside the prompt refreshes need 560 columns on average; unpruned, all 1024."""
+    static, _ = r2jax.DecodeConfig.streaming(gen_length=1024).split(0)
+    refresh, call = zip(*wasted_columns(static), strict=True)
+    assert sum(refresh) / 32 < 125 and sum(call) / 32 < 4

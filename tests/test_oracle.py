@@ -48,6 +48,24 @@ def test_golden(name: str):
     assert not {name: what for name, what in wrong.items() if what}
 
 
+@pytest.mark.parametrize("name", ["stream-a", "stream-b"])
+def test_golden_streaming(name: str):
+    """Logits at positions with gaps, and a case of every variant."""
+    folder = GOLDEN.parent / "streaming" / name
+    network = oracle_llada.Llada(folder)
+    stored = np.load(folder / "forward.npz")
+    positions = stored["pruned_position_ids"]
+    for ids, logits in zip(stored["input_ids"], stored["pruned_logits"], strict=True):
+        spread = np.zeros(positions[-1] + 1, np.int64)
+        spread[positions] = ids
+        got = network(spread, 0, len(spread), "full", positions)
+        assert np.abs(got - logits).max() < 5e-4
+    first = {c["id"].split("/")[1]: c for c in oracle_llada.golden_cases(folder)}
+    assert len(first) == 16
+    wrong = {v: oracle_llada.golden_differences(c, network) for v, c in first.items()}
+    assert not {variant: what for variant, what in wrong.items() if what}
+
+
 # ---- predictions ---------------------------------------------------------------------------------
 
 
@@ -108,6 +126,30 @@ def test_threshold_accepts_equality_and_always_one():
 def test_factor(sixteenths: list[int], committed: list[int]):
     c = grid(*sixteenths)
     assert at(oracle.factor(np.ones(len(c), bool), rest(c), c, 1.0)) == committed
+
+
+@pytest.mark.parametrize(
+    ("text", "sixteenths", "radius", "committed"),
+    [
+        ("mmmmm", [15, 12, 12, 12, 11], 1, [0, 1]),
+        ("mmmmm", [15, 12, 12, 12, 11], 3, [0, 1, 2, 3]),
+        ("mmmmm", [15, 12, 12, 12, 11], 4, [0, 1, 2, 3]),  # near, and below the lower limit too
+        (".mmmm", [16, 12, 12, 12, 13], 4, [4]),  # decoded ones are no anchors; the best always
+        ("mmmmm", [12, 12, 14, 12, 12], 1, [1, 2, 3]),  # equal to the limits, on both sides
+        ("mm.mm", [12, 1, 16, 1, 15], 4, [0, 4]),  # decoded ones are jumped over
+    ],
+)
+def test_leap(text: str, sixteenths: list[int], radius: int, committed: list[int]):
+    c = grid(*sixteenths)
+    limits = oracle.leap(row(text), c, 14 / 16, 12 / 16, radius)
+    assert at(oracle.threshold(row(text), rest(c), c, limits)) == committed
+
+
+def test_seen_keeps_a_window_and_the_last_position():
+    assert oracle.seen(10, 4, 2).tolist() == [0, 1, 2, 3, 4, 5, 9]
+    assert oracle.seen(10, 4, 0).tolist() == [0, 1, 2, 3, 9]
+    assert oracle.seen(10, 8, 2).tolist() == oracle.seen(10, 4, None).tolist() == list(range(10))
+    assert oracle.seen(10, 10, 0).tolist() == list(range(10))
 
 
 def test_factor_counts_masked_positions_only_and_takes_the_first_of_equals():
@@ -258,7 +300,9 @@ def script(*passes: tuple[list[int], list[int]]) -> tuple[oracle.Forward, list[s
     """A forward that returns, pass by pass, given (tokens, sixteenths); and the kinds asked for."""
     todo, kinds = list(passes), []
 
-    def forward(tokens: np.ndarray, start: int, end: int, kind: oracle.Pass) -> np.ndarray:
+    def forward(
+        tokens: np.ndarray, start: int, end: int, kind: oracle.Pass, seen: np.ndarray
+    ) -> np.ndarray:
         kinds.append(kind)
         top, sixteenths = todo.pop(0)
         logits = np.full((end - start, MASK + 1), -np.inf)

@@ -99,6 +99,32 @@ def test_threshold(blocks: strategies.Blocks, limit: float):
 
 
 @many
+@given(
+    strategies.blocks(length=LENGTH),
+    strategies.sixteenths(),
+    strategies.sixteenths(),
+    st.integers(1, 9),
+)
+def test_leap(blocks: strategies.Blocks, one: float, other: float, radius: int):
+    limit, lower = max(one, other), min(one, other)
+    confidence = np.asarray(predict.confidence(jnp.asarray(blocks.rest)))
+    limits = jax.jit(transfer.leap)(blocks.masked, blocks.rest, limit, lower, radius)
+    each = list(zip(blocks.masked, blocks.rest, confidence, strict=True))
+    expected = [oracle.leap(masked, c, limit, lower, radius) for masked, _, c in each]
+    np.testing.assert_array_equal(limits, np.stack(expected))
+    got = jax.jit(transfer.by_threshold)(blocks.masked, blocks.rest, limits)
+    rows(got, [oracle.threshold(*row, own) for row, own in zip(each, expected, strict=True)])
+
+
+def test_moving():
+    masked = jnp.asarray([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 1]], bool)
+    scale = transfer.moving(masked, 4, 0.5)
+    np.testing.assert_allclose(scale[:, 0], [1, 1 - 0.5 * 2 / 8, 1 - 0.5 * 3 / 8], rtol=1e-7)
+    np.testing.assert_allclose(transfer.moving(masked, 0, 1.0)[:, 0], [1, 0.5, 0.25], rtol=1e-7)
+    assert (transfer.moving(masked, 7, 0.0) == 1).all()
+
+
+@many
 @given(strategies.blocks(length=LENGTH), st.sampled_from([0.3, 0.7, 1.1, 1.9, 2.3, 4.1]))
 def test_factor(blocks: strategies.Blocks, scale: float):
     confidence = np.asarray(predict.confidence(jnp.asarray(blocks.rest)))
