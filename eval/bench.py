@@ -4,6 +4,9 @@ Random weights of a named size, or a checkpoint. Every option with [...] values 
 all combinations are run. The output file is rewritten after each, and what stands in it already
 (same settings, device and versions) is not run again. docs/performance.md says what each number
 means.
+
+With --compile-only --topology v5e-8 it compiles for devices that are not here instead; see
+`python -m eval.bench --compile-only --help`.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import shlex
 import sys
 import time
@@ -24,6 +28,7 @@ from flax import nnx
 from rich.console import Console
 
 import r2jax
+from eval import compile_only
 from eval.bench_table import further, headline, table
 from eval.device import describe, measure_rates
 from eval.floors import Rates
@@ -33,8 +38,7 @@ from eval.random_model import SIZES, random_model
 from eval.references import ADAPTERS, parse_reference, time_reference
 from eval.sweep import QUANTIZE, RULES, Case, Results, cases, make_mesh, mesh_sizes
 from r2jax.cli import Parser, check_output, run
-
-NARROW = {"fp8": "float8_e4m3fn", "int8": "int8"}
+from r2jax.quantize import DTYPES
 
 
 def _model(args: argparse.Namespace, case: Case) -> tuple[r2jax.Transformer, dict[str, Any]]:
@@ -42,20 +46,13 @@ def _model(args: argparse.Namespace, case: Case) -> tuple[r2jax.Transformer, dic
     dtype, mesh = jnp.dtype(args.dtype), make_mesh(case.mesh)
     start = time.perf_counter()
     if args.checkpoint:
-        model = r2jax.load(args.checkpoint, dtype=dtype, mesh=mesh)
+        model = r2jax.load(args.checkpoint, dtype=dtype, mesh=mesh, quantize=case.quantize)
     else:
-        model = random_model(SIZES[args.size], dtype, args.seed, mesh)
-    jax.block_until_ready(nnx.state(model))
-    times = {"load_seconds": time.perf_counter() - start}
-    if case.quantize is not None:
-        from r2jax.quantize import quantize
-
-        start = time.perf_counter()
-        model = quantize(model, case.quantize)
-        jax.block_until_ready(nnx.state(model))
-        times["quantize_seconds"] = time.perf_counter() - start
-    times["weights_gb"] = sum(x.nbytes for x in jax.tree.leaves(nnx.state(model))) / 1e9
-    return model, times
+        size = SIZES[args.size]
+        model = random_model(size, dtype, args.seed, mesh, quantize=case.quantize)
+    arrays = jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
+    seconds = time.perf_counter() - start
+    return model, {"load_seconds": seconds, "weights_gb": sum(x.nbytes for x in arrays) / 1e9}
 
 
 def _references(
@@ -129,7 +126,7 @@ def bench(
         return {"status": "failed", "error": _first_line(error)}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: list[str]) -> argparse.Namespace:
     """The command line; what cannot be is refused."""
     parser = Parser(prog="python -m eval.bench", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -182,14 +179,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    args = parse(argv)
-    wanted = cases(args)
     words = sys.argv[1:] if argv is None else argv
+    if "--compile-only" in words:
+        return compile_only.main(words)
+    args = parse(words)
+    if args.reference:  # another program needs room beside JAX, which takes 75 % of a GPU by itself
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    wanted = cases(args)
     console = Console(stderr=True, width=160)
     results = Results(args.output, describe())
     todo = [case for case in wanted if not results.done(case.settings)]
     console.print(f"{len(wanted)} configurations, {len(wanted) - len(todo)} of them done already")
-    narrow = {NARROW[case.quantize] for case in todo if case.quantize}
+    narrow = {str(DTYPES[case.quantize]) for case in todo if case.quantize}
     rates = measure_rates({args.dtype, *narrow}) if todo else Rates(1.0, {})
     held: tuple[Any, r2jax.Transformer, dict[str, Any]] | None = None
     for case in todo:
@@ -213,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         console.print(headline(case.label, row), highlight=False, soft_wrap=True)
     rows = [(case.label, row) for case in wanted if (row := results.find(case.settings))]
-    output = Console(width=140)
+    output = Console(width=165)
     output.print(table([row for _, row in rows]))
     for label, row in rows:
         for line in further(row):

@@ -30,33 +30,47 @@ def headline(label: str, row: dict[str, Any]) -> str:
     )
 
 
+HEADER = (
+    *("rules", "cache", "gen", "batch", "weights", "mesh", "NFE", "s", "ms/NFE", "refresh ms"),
+    *("step ms", "run/floor", "tokens/s", "compile s", "GB"),
+)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One result under `HEADER`; (1.10x) is the ratio to the floor."""
+    s = row["settings"]
+    what = [s["rules"], s["cache"], str(s["gen_length"]), str(s["batch"])]
+    what += [s["quantize"] or s["dtype"], s["mesh"] or "-"]
+    if row["status"] != "ok":
+        return [*what, row["status"], *[""] * (len(HEADER) - len(what) - 1)]
+    same = row["nfe_max"] == row["nfe_mean"]
+    return [
+        *what,
+        str(row["nfe_max"]) if same else f"{row['nfe_mean']:.0f}..{row['nfe_max']}",
+        _number(row["seconds"], 3),
+        _number(row["ms_per_nfe"]),
+        _with_ratio(row["ms_per_refresh"], row["floor_refresh"]),
+        _with_ratio(row["ms_per_step"], row["floor_step"]),
+        _number(row.get("floor_run", {}).get("ratio")),
+        _number(row["tokens_per_second"], 1),
+        _number(row["compile_seconds"], 1),
+        _number(row["program_memory_gb"], 1),
+    ]
+
+
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """All results; (1.10x) is the ratio to the floor."""
-    result = Table(
-        "rules", "cache", "gen", "batch", "weights", "mesh", "NFE", "s", "ms/NFE", "refresh ms",
-        "step ms", "run/floor", "tokens/s", "compile s", "GB",
-        title="(1.23x): times the floor = max(bytes / copy rate, operations / matmul rate)",
-    )  # fmt: skip
+    """All results for a terminal."""
+    title = "(1.23x): times the floor = max(bytes / copy rate, operations / matmul rate)"
+    result = Table(*HEADER, title=title)
     for row in rows:
-        s = row["settings"]
-        what = [s["rules"], s["cache"], str(s["gen_length"]), str(s["batch"])]
-        what += [s["quantize"] or s["dtype"], s["mesh"] or "-"]
-        if row["status"] != "ok":
-            result.add_row(*what, row["status"])
-            continue
-        result.add_row(
-            *what,
-            f"{row['nfe_mean']:.0f}..{row['nfe_max']}" if s["batch"] > 1 else str(row["nfe_max"]),
-            _number(row["seconds"], 3),
-            _number(row["ms_per_nfe"]),
-            _with_ratio(row["ms_per_refresh"], row["floor_refresh"]),
-            _with_ratio(row["ms_per_step"], row["floor_step"]),
-            _number(row.get("floor_run", {}).get("ratio")),
-            _number(row["tokens_per_second"], 1),
-            _number(row["compile_seconds"], 1),
-            _number(row["program_memory_gb"], 1),
-        )
+        result.add_row(*cells(row))
     return result
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """All results for a page."""
+    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def further(row: dict[str, Any]) -> list[str]:

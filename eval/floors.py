@@ -9,6 +9,7 @@ rows are read).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def _weights(model: Transformer) -> Iterator[tuple[str, jax.Array]]:
         value = leaf.get_value()
         if path[0] == "embed":
             continue
-        product = path[-1] == "weight" and value.ndim == 2
+        product = path[-1] == "weight" and value.ndim >= 2
         yield ("head" if path[0] == "head" else "layer") if product else "", value
 
 
@@ -86,8 +87,7 @@ def work(
     """The work of a refresh or of a block step, averaged over the answer's blocks.
 
     Args:
-      model: on one device or on a mesh; the work is then that of one device, and rows that do not
-        divide over the data axis are counted on each device.
+      model: on one device or on a mesh; the work is then that of the device with most rows.
       config: how it decodes. Without a cache refresh and step are the same full pass.
       prompt_lengths: true tokens of each row's prompt.
       refresh: a full pass that fills the cache, or a step that reads it.
@@ -100,8 +100,7 @@ def work(
     mesh = getattr(model.head.weight[...].sharding, "mesh", None)
     shape = dict(mesh.shape) if mesh is not None else {}
     tensor = shape.get("tensor", 1)
-    data = shape.get("data", 1) * shape.get("fsdp", 1)
-    parts = tensor * (data if batch % data == 0 else 1)
+    parts = tensor * batch / math.ceil(batch / shape.get("data", 1))  # of the fullest device
 
     nbytes, flops = 0.0, {}
     per_column: dict[str, float] = {}

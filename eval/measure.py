@@ -18,13 +18,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 import r2jax
 from eval.device import peak_memory_gb, timed, warm
 from eval.floors import Rates, floor, work
 from r2jax.generate import BUCKET
-from r2jax.sharding import spec
+from r2jax.sharding import named_sharding
+from r2jax.spread import decode_on
 
 ONE_PASS = {"threshold": 0.0, "steps_per_block": 1}
 BEST_ONLY = {
@@ -39,16 +40,16 @@ BEST_ONLY = {
 def pad(
     prompts: Sequence[Sequence[int]], width: int, mesh: Mesh | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [batch, width rounded up to a bucket] and lengths [batch], on the mesh."""
-    lengths = np.array([len(row) for row in prompts], np.int32)
-    tokens = np.zeros((len(prompts), -(-width // BUCKET) * BUCKET), np.int32)
-    for out, row in zip(tokens, prompts, strict=True):
+    """Tokens [batch, width rounded up to a bucket] and lengths [batch], on the mesh (filled up to a
+    multiple of its data axis with rows of length 0, which take no part)."""
+    more = 0 if mesh is None else -len(prompts) % mesh.shape["data"]
+    lengths = np.array([len(row) for row in prompts] + [0] * more, np.int32)
+    tokens = np.zeros((len(lengths), -(-width // BUCKET) * BUCKET), np.int32)
+    for out, row in zip(tokens, prompts, strict=False):
         out[: len(row)] = row
     if mesh is None:
         return jnp.asarray(tokens), jnp.asarray(lengths)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = spec(("batch",)) if len(prompts) % parts == 0 else spec(())
-    return jax.device_put((tokens, lengths), NamedSharding(mesh, rows))
+    return jax.device_put((tokens, lengths), named_sharding(mesh, ("batch",)))
 
 
 class Program:
@@ -59,13 +60,15 @@ class Program:
         model: r2jax.Transformer,
         config: r2jax.DecodeConfig,
         inputs: tuple[jax.Array, jax.Array],
+        mesh: Mesh | None = None,
         *,
         trace: bool = False,
     ) -> None:
         self.model, self.inputs = model, inputs
+        function = r2jax.decode if mesh is None else decode_on(mesh)
         self.static, self.scalars = config.split(model.config.eos_id, trace=trace)
         start = time.perf_counter()
-        self.compiled = r2jax.decode.lower(model, *inputs, self.static, self.scalars).compile()
+        self.compiled = function.lower(model, *inputs, self.static, self.scalars).compile()
         self.compile_seconds = time.perf_counter() - start
 
     def run(self, **changes: Any) -> r2jax.DecodeOutput:
@@ -89,9 +92,10 @@ def answer_tokens(tokens: np.ndarray, eos_ids: Sequence[int]) -> int:
 
 
 def summary(out: r2jax.DecodeOutput, seconds: float, eos_ids: Sequence[int]) -> dict[str, Any]:
-    """A run in numbers."""
-    nfe = np.asarray(out.nfe)
-    tokens = answer_tokens(np.asarray(out.tokens), eos_ids)
+    """A run in numbers. Rows that only fill up the batch took no forward and are left out."""
+    rows = np.asarray(out.nfe) > 0
+    nfe = np.asarray(out.nfe)[rows]
+    tokens = answer_tokens(np.asarray(out.tokens)[rows], eos_ids)
     return {
         "seconds": seconds,
         "nfe": nfe.tolist(),
@@ -200,9 +204,9 @@ def trajectories(
     for i in range(0, len(prompts) - batch + 1, batch):
         inputs = pad(prompts[i : i + batch], width, mesh)
         if program is None:
-            program = Program(model, config, inputs, trace=True)
+            program = Program(model, config, inputs, mesh, trace=True)
         program.inputs = inputs
-        states = np.asarray(program.run().states)
+        states = np.asarray(program.run().states)[:batch]
         length = program.static.block_length
         forwards.append(forwards_per_block(states, model.config.mask_id, length))
     return forwards
@@ -235,7 +239,7 @@ def measure(
     """
     rows = prompts[:batch]
     lengths = [len(row) for row in rows]
-    program = Program(model, config, pad(rows, max(lengths), mesh))
+    program = Program(model, config, pad(rows, max(lengths), mesh), mesh)
     eos_ids = config.eos_ids or (model.config.eos_id,)
     out = jax.block_until_ready(program.run())
     real = summary(out, warm(program.run, repeats), eos_ids)

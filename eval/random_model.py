@@ -7,12 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+import numpy as np
 from jax.sharding import Mesh, Sharding
 
 import r2jax
+from r2jax.checkpoint import parameter_shapes
 from r2jax.config import LLADA_8B
-from r2jax.sharding import check_mesh, param_shardings
+from r2jax.quantize import Quantization
+from r2jax.sharding import check_mesh
+from r2jax.weights import assemble
 
 SIZES = {
     "llada-8b": LLADA_8B,
@@ -38,7 +41,7 @@ GAIN, HEAD_GAIN = 1.5, 9.0
 
 
 @functools.cache
-def _normal(shape: tuple[int, ...], dtype: Any, sharding: Sharding | None) -> Any:
+def _draw(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding | None) -> Any:
     def draw(key: jax.Array, scale: float) -> jax.Array:
         return (scale * jax.random.normal(key, shape, dtype)).astype(dtype)
 
@@ -46,40 +49,38 @@ def _normal(shape: tuple[int, ...], dtype: Any, sharding: Sharding | None) -> An
 
 
 def random_model(
-    config: r2jax.ModelConfig, dtype: Any, seed: int = 0, mesh: Mesh | None = None
+    config: r2jax.ModelConfig,
+    dtype: Any,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    *,
+    quantize: Quantization | None = None,
+    fused: bool = True,
 ) -> r2jax.Transformer:
-    """A model of random weights, each drawn on the devices in its own dtype and sharding.
+    """A model of random weights, each drawn on the devices in its own sharding.
 
     Args:
       config: sizes.
-      dtype: of the parameters.
-      seed: the same weights on any mesh.
+      dtype: of the parameters that are not quantised.
+      seed: the same weights on any mesh, fused or not; quantised ones are these, narrowed.
       mesh: from `r2jax.make_mesh`; None: JAX's default device.
+      quantize: as for `r2jax.load`.
+      fused: laid out for decoding, as `r2jax.load` does.
 
     Raises:
       ValueError: the mesh cannot hold the model (`sharding.check_mesh`).
     """
-    graph, state = nnx.split(
-        nnx.eval_shape(lambda: r2jax.Transformer(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    )
-    shardings: dict[Any, Sharding] = {}
     if mesh is not None:
         check_mesh(mesh, config)
-        shardings = {
-            path: leaf.get_value() for path, leaf in nnx.to_flat_state(param_shardings(state, mesh))
-        }
-    key = jax.random.key(seed)
+    shapes = parameter_shapes(config)
+    keys = dict(zip(shapes, jax.random.split(jax.random.key(seed), len(shapes)), strict=True))
 
-    def fill(path: tuple[Any, ...], param: nnx.Variable) -> nnx.Variable:
-        shape, sharding = param.get_value().shape, shardings.get(path)
+    def read(name: str, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
+        shape = shapes[name]
         if len(shape) == 1:
-            return param.replace(jnp.ones(shape, dtype, device=sharding))
-        gain = {"head": HEAD_GAIN, "embed": shape[-1] ** 0.5}.get(path[0], GAIN)
-        nonlocal key
-        key, one = jax.random.split(key)
-        return param.replace(_normal(shape, dtype, sharding)(one, gain / shape[-1] ** 0.5))
+            return jnp.ones(shape, dtype, device=sharding)
+        part = name.partition(".")[0]
+        gain = {"head": HEAD_GAIN, "embed": shape[-1] ** 0.5}.get(part, GAIN)
+        return _draw(shape, dtype, sharding)(keys[name], gain / shape[-1] ** 0.5)
 
-    return nnx.merge(
-        graph,
-        nnx.from_flat_state([(path, fill(path, p)) for path, p in nnx.to_flat_state(state)]),
-    )
+    return assemble(config, read, dtype=dtype, fused=fused, quantize=quantize, mesh=mesh)

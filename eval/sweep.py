@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -20,10 +20,11 @@ from eval.strategies import read_problems
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import write_json
 from r2jax.generate import check_config, check_prompts
+from r2jax.quantize import Quantization
 from r2jax.sharding import check_mesh
 from r2jax.text import encode, generation_defaults, load_tokenizer
 
-QUANTIZE = ("none", "fp8", "int8")
+QUANTIZE = ("none", *get_args(Quantization))
 RULES = tuple(
     name
     for name in ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
@@ -41,7 +42,7 @@ class Case:
     config: r2jax.DecodeConfig
     prompts: list[list[int]]
     batch: int
-    quantize: str | None
+    quantize: Quantization | None
     mesh: str | None
 
     @property
@@ -150,7 +151,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
             "block_length": config.block_length,
             "batch": batch,
             "prompt_length": None if texts else length,
-            "shortest_prompt": None if texts else min(map(len, prompts)),
+            "shortest_prompt": None if texts or batch == 1 else args.unequal,
             "problems": Path(args.problems).name if texts else None,
             "seed": args.seed,
             "target_nfe": args.target_nfe,
