@@ -6,15 +6,15 @@ import dataclasses
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import eval.references as references
-from eval.random_model import SIZES, random_model
+from eval.random_model import SIZES
 from eval.references import (
     bonsai,
     check_reference,
@@ -23,8 +23,9 @@ from eval.references import (
     parse_reference,
     time_reference,
 )
-from r2jax import DecodeConfig
+from r2jax import DecodeConfig, Transformer
 from r2jax.config import LLADA_8B
+from r2jax.weights import for_decoding
 
 TINY = SIZES["tiny"]
 
@@ -258,7 +259,7 @@ def generate(model, prompt, attention_mask, steps, gen_length, block_length, mas
 """
 
 
-def its_token(model, token: int) -> int:
+def its_token(model: Any, token: int) -> int:
     """What the program above computes, on our model."""
 
     def times(x, linear):
@@ -275,19 +276,29 @@ def its_token(model, token: int) -> int:
     return int(np.argmax(times(x * np.asarray(model.norm.weight[...]), model.head)))
 
 
-def test_bonsai_s_program_runs_with_our_weights(tmp_path: Path):
+def separate_model() -> Transformer:
+    """Of weights large enough that each has a say in the answer, and norms unlike each other."""
+    model = Transformer(TINY, rngs=nnx.Rngs(0))
+    for i, (_, param) in enumerate(nnx.to_flat_state(nnx.state(model, nnx.Param))):
+        shape, key = param.get_value().shape, jax.random.key(i)
+        if len(shape) == 1:
+            param.set_value(1 + jax.random.uniform(key, shape))
+        else:
+            param.set_value(1.5 / shape[1] ** 0.5 * jax.random.normal(key, shape))
+    return model
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_bonsai_s_program_runs_with_our_weights(tmp_path: Path, fused: bool):
     write(tmp_path, {bonsai.FILES[0]: BONSAI, bonsai.FILES[1]: "SHIFT = 1"})
     # The collection's own packages would import every model, and all that those need.
     write(tmp_path, {f"bonsai/{name}__init__.py": "1 / 0" for name in ("", "models/", "utils/")})
-    model = random_model(TINY, jnp.float32)
-    for i, (_, param) in enumerate(nnx.to_flat_state(nnx.state(model, nnx.Param))):
-        if param.get_value().ndim == 1:  # norms of ones could be exchanged unseen
-            param.set_value(1 + jax.random.uniform(jax.random.key(i), param.get_value().shape))
+    model = separate_model()
     decode = DecodeConfig.vanilla(gen_length=64, block_length=16)
     result = time_reference(
         "bonsai",
         str(tmp_path),
-        model=model,
+        model=for_decoding(model) if fused else model,
         config=TINY,
         decode=decode,
         prompt=[5, 17],
@@ -302,14 +313,11 @@ def test_bonsai_s_program_runs_with_our_weights(tmp_path: Path):
 
 
 def test_quantised_weights_are_not_shared(original_checkout: Path):
-    model = random_model(TINY, jnp.float32)
-    weight = model.layers[0].q_proj.weight
-    weight.set_value(weight[...].astype(jnp.float8_e4m3fn))
     with pytest.raises(ValueError, match="cannot share quantised weights"):
         time_reference(
             "original",
             str(original_checkout),
-            model=model,
+            model=for_decoding(Transformer(TINY, rngs=nnx.Rngs(0)), "int8"),
             config=TINY,
             decode=DecodeConfig.r2(),
             prompt=[1],

@@ -8,8 +8,10 @@ model class, hands it our weights and calls its own generate function.
   bonsai     jax-ml/bonsai (JAX): the path of the checkout
 
 The original needs torch (built for the device that JAX runs on) beside us; transformers 5 will do.
-Its arrays share JAX's device, so leave it some memory: JAX takes 75 % of a GPU when it starts,
-unless XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 (or so) is in the environment of the process.
+It runs on JAX's device, so leave it memory there: JAX takes 75 % of a GPU when it starts, unless
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 (or so) is in the environment of the process. At LLaDA-8B's size
+it needs 9.7 GB for the parts of fused matrices and a few copies of float64 logits, 1.07 GB each at
+1056 tokens; bonsai needs another 16 GB of JAX's.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from types import ModuleType
 from typing import Any
 
 import jax
-from flax import nnx
 
 from eval.references import bonsai, original
 from r2jax import DecodeConfig, ModelConfig, Transformer
+from r2jax.weights import parameters_of
 
 ADAPTERS: dict[str, ModuleType] = {"original": original, "bonsai": bonsai}
 
@@ -93,8 +95,8 @@ def time_reference(
       RuntimeError: the program does not end (see original.py).
     """
     check_reference(name, path, config, decode)
-    arrays = jax.block_until_ready(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    weights = {".".join(map(str, key)): param.get_value() for key, param in arrays}
+    weights = {name: param.get_value() for name, param in parameters_of(model).items()}
+    jax.block_until_ready(weights)
     if any(array.dtype != model.dtype for array in weights.values()):
         raise ValueError("a reference cannot share quantised weights: pass the model before that")
     if any(len(array.sharding.device_set) > 1 for array in weights.values()):

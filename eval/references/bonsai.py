@@ -27,6 +27,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from eval.device import timed
 from eval.references import checkout
 from r2jax import DecodeConfig, ModelConfig
+from r2jax.fuse import separate
 
 PACKAGES = ("tqdm",)
 FILES = ("bonsai/models/llada/modeling.py", "bonsai/utils/rope.py")
@@ -130,16 +131,20 @@ def _build(
         return_hidden_states=False,
         rms_norm_eps=config.rms_norm_eps,
     )
-    named = {its_name(ours): array for ours, array in weights.items()}
 
-    def value(path: tuple[Any, ...], leaf: Any) -> jax.Array:
-        name = ".".join(map(str, path))
-        if name not in named:  # the zero biases, which it adds everywhere
-            array = jnp.zeros(leaf.shape, leaf.dtype)
-        else:
-            array = named[name].T if name.endswith(".kernel") else named[name]
+    def place(array: jax.Array) -> jax.Array:
         spec = PartitionSpec(*(None,) * array.ndim)
         return jax.device_put(array, NamedSharding(mesh, spec)).block_until_ready()
+
+    named = {}
+    for fused, array in weights.items():
+        for ours, part in separate(fused, array, config).items():
+            name = its_name(ours)
+            named[name] = place(part.T if name.endswith(".kernel") else part)
+
+    def value(path: tuple[Any, ...], leaf: Any) -> jax.Array:
+        name = ".".join(map(str, path))  # it has zero biases as well, and adds them
+        return named[name] if name in named else place(jnp.zeros(leaf.shape, leaf.dtype))
 
     graph, state = nnx.split(
         nnx.eval_shape(lambda: program.LLaDAModel(described, rngs=nnx.Rngs(0)))

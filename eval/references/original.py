@@ -21,6 +21,7 @@ import jax
 from eval.device import timed
 from eval.references import checkout
 from r2jax import DecodeConfig, ModelConfig
+from r2jax.fuse import separate
 from r2jax.hf import hf_names
 
 PACKAGES = ("torch", "transformers")
@@ -116,14 +117,15 @@ def _load(folder: Path) -> SimpleNamespace:
 
 
 def _build(program: SimpleNamespace, config: ModelConfig, weights: dict[str, jax.Array]) -> Any:
-    """Its model around our arrays: no copy is made.
-
-    Made on torch's meta device, so that no second set of weights ever exists.
-    """
+    """Its model around our arrays, made without weights of its own (torch's meta device): only the
+    parts of our fused matrices are copies, 9.7 GB of LLaDA-8B's 16."""
     import torch  # pyright: ignore[reportMissingImports]
 
-    names = hf_names(config.model_type, weights)
-    tensors = {names[ours]: torch.from_dlpack(array) for ours, array in weights.items()}
+    parts: dict[str, Any] = {}
+    for name, array in weights.items():
+        parts |= separate(name, torch.from_dlpack(array), config)
+    names = hf_names(config.model_type, parts)
+    tensors = {names[ours]: tensor.contiguous() for ours, tensor in parts.items()}
     narrow = all(tensor.element_size() == 2 for tensor in tensors.values())
     # As its evaluation sets it; its file falls back where flash-attn is not installed.
     described = program.configuration.LLaDAConfig(**config.to_hf(), flash_attention=narrow)
