@@ -27,7 +27,7 @@ from jaxtyping import Bool, Int
 from r2jax.cache import Cache
 from r2jax.decode_config import DecodeScalars, StaticDecode
 from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, start
-from r2jax.layout import Segment, context, layout, segments, window
+from r2jax.layout import Segment, context, place, segments, window
 from r2jax.model import Transformer
 from r2jax.redundancy import Streak
 
@@ -106,7 +106,7 @@ def decode(
         behind = segment.context(prompt)
         near, places = window(progress.answer, ahead, segment.window)
         far = context(tokens, lengths, progress.answer, behind)
-        positions, key_lengths = layout(lengths, places, behind, ahead)
+        positions, key_lengths = place(lengths, places, behind, ahead)
         hidden, cache = model.hidden(jnp.concatenate([near, far], axis=1), positions, key_lengths)
         logits = model.logits(lax.dynamic_slice_in_dim(hidden, done, length, axis=1))
         return step(progress, logits, block, full=True), cache
@@ -116,7 +116,7 @@ def decode(
     ) -> tuple[Progress, Cache]:
         ahead, done = segment.ahead(block), segment.done(block)
         near, places = window(progress.answer, ahead, segment.window)
-        positions, key_lengths = layout(lengths, places, 0, ahead)
+        positions, key_lengths = place(lengths, places, 0, ahead)
         if static.cache == "dual":
             first, width, keep, suffix = done, length, 0, 0
         else:  # columns before the block are done and keep their keys and values

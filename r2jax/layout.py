@@ -127,23 +127,34 @@ def context(
     return jnp.take_along_axis(jnp.concatenate([prompt, answer], axis=1), column, 1, mode="clip")
 
 
-def layout(
+def place(
     prompt_lengths: Int[Array, " B"],
-    window: Int[Array, " W"],
+    places: Int[Array, " W"],
     context: int,
     ahead: Array | int = 0,
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
-    """Rotary positions of the T = W + context columns, and how many of them count.
+    """Rotary positions of the T = W + context columns, and how many columns count.
 
     Args:
       prompt_lengths: tokens of each row's prompt.
-      window: places in the generation; their positions follow the prompt's.
+      places: of the window's columns in the generation; its positions follow the prompt's.
       context: columns of prompt and generation in natural order, padding included.
       ahead: how many tokens of the generation the context holds.
     """
-    generation = prompt_lengths[:, None] + window
+    generation = prompt_lengths[:, None] + places
     natural = jnp.broadcast_to(jnp.arange(context), (len(prompt_lengths), context))
-    return (
-        jnp.concatenate([generation, natural], axis=1),
-        len(window) + ahead + prompt_lengths,
-    )
+    positions = jnp.concatenate([generation, natural], axis=1)
+    return positions, len(places) + ahead + prompt_lengths
+
+
+def layout(
+    prompt_lengths: Int[Array, " B"], gen_length: int, prompt_width: int
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """`place` where the window is the whole generation: [generation | prompt | right pad].
+
+    Args:
+      prompt_lengths: tokens of each row's prompt, at most `prompt_width`.
+      gen_length: columns of the generation.
+      prompt_width: columns of the prompt and its padding.
+    """
+    return place(prompt_lengths, jnp.arange(gen_length), prompt_width)

@@ -190,7 +190,7 @@ def answer_logits(
     tokens = jnp.concatenate(
         [jnp.where(masked, model.config.mask_id, batch.answer), batch.prompt], axis=1
     )
-    positions, key_lengths = layout(batch.prompt_length, jnp.arange(width), batch.prompt.shape[1])
+    positions, key_lengths = layout(batch.prompt_length, width, batch.prompt.shape[1])
     hidden, _ = model.hidden(tokens, positions, key_lengths)
     return model.logits(hidden[:, :width])
 
