@@ -158,7 +158,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--reference", action="append", default=[], metavar="NAME=PATH",
-        help=f"time another program at batch 1 as well ({', '.join(ADAPTERS)}), and its checkout",
+        help=f"time another program as well at batch 1 ({', '.join(ADAPTERS)}): its checkout, "
+        "which is imported and run, so one that you trust",
     )  # fmt: skip
     parser.add_argument("--profile", metavar="DIR", help="write traces here and sum them up")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs [3]")
@@ -183,8 +184,9 @@ def main(argv: list[str] | None = None) -> None:
     if "--compile-only" in words:
         return compile_only.main(words)
     args = parse(words)
-    if args.reference:  # another program needs room beside JAX, which takes 75 % of a GPU by itself
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    older = "XLA_PYTHON_CLIENT_MEM_FRACTION" in os.environ  # both names are an error
+    if args.reference and not older:  # another program needs room beside JAX, which takes 75 %
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.6")
     wanted = cases(args)
     console = Console(stderr=True, width=160)
     results = Results(args.output, describe())

@@ -9,9 +9,9 @@ model class, hands it our weights and calls its own generate function.
 
 The original needs torch (built for the device that JAX runs on) beside us; transformers 5 will do.
 It runs on JAX's device, so leave it memory there: JAX takes 75 % of a GPU when it starts, unless
-XLA_PYTHON_CLIENT_MEM_FRACTION=0.6 (or so) is in the environment of the process. At LLaDA-8B's size
-it needs 9.7 GB for the parts of fused matrices and a few copies of float64 logits, 1.07 GB each at
-1056 tokens; bonsai needs another 16 GB of JAX's.
+XLA_CLIENT_MEM_FRACTION=0.6 (or so) is in the environment before that; eval.bench sees to it. At
+LLaDA-8B's size it needs 9.7 GB for the parts of fused matrices and a few copies of float64 logits,
+1.07 GB each at 1056 tokens; bonsai needs another 16 GB of JAX's.
 """
 
 from __future__ import annotations
