@@ -16,10 +16,11 @@ from typing import Any
 import matplotlib
 import matplotlib.figure
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from eval.bench_table import further, markdown
 from r2jax.cli import Parser, run
+from r2jax.quantize import DTYPES
 
 Row = dict[str, Any]
 THEMES = {
@@ -63,10 +64,19 @@ def groups(rows: Iterable[Row], *free: str) -> list[list[Row]]:
     return [sorted(g.values(), key=lambda r: r["settings"][free[0]] or "") for g in ordered]
 
 
-def plain(axis: Any) -> None:
-    """Numbers, not powers of ten, on a logarithmic axis."""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+def plain(axis: Any, *steps: float) -> None:
+    """Numbers, not powers of ten, on a logarithmic axis; `steps` are the ticks of a decade."""
+    if steps:
+        axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def title(axes: Axes, text: str) -> None:
+    """Over the whole figure, not the axes alone: labels on the left leave those off-centre."""
+    figure = axes.get_figure()
+    assert isinstance(figure, matplotlib.figure.Figure)
+    figure.suptitle(text, size=10)
 
 
 def subtitle(row: Row) -> str:
@@ -101,7 +111,7 @@ def draw_programs(rows: list[Row], axes: Axes) -> str | None:
     plain(axes.xaxis)
     axes.grid(axis="y", visible=False)
     gen = first["settings"]["gen_length"]
-    axes.set_title(f"One answer at a time: {subtitle(first)}, gen {gen}")
+    title(axes, f"One answer at a time: {subtitle(first)}, gen {gen}")
     return "programs"
 
 
@@ -115,29 +125,32 @@ def draw_roofline(rows: list[Row], axes: Axes) -> str | None:
     kinds = list(dict.fromkeys(map(weights_of, chosen)))
     rate = max(r["rates"]["copy_gb_per_s"] for r in chosen) / 1e3  # TB/s
     roofs = {k: v for r in chosen for k, v in r["rates"]["matmul_tflops"].items()}
-    for name, roof in roofs.items():
-        axes.plot([1, roof / rate, 1e4], [rate, roof, roof], color="0.55", lw=1.2, zorder=1)
-        axes.text(9e3, 1.06 * roof, f"{name} {roof:.0f} TFLOP/s", ha="right", va="bottom", size=8)
-    axes.text(3, 3.5 * rate, f"{rate:.2f} TB/s", size=8, ha="right")
+    for i, kind in enumerate(kinds):
+        roof = roofs[str(DTYPES[kind]) if kind in DTYPES else chosen[0]["settings"]["dtype"]]
+        axes.plot(
+            [1, roof / rate, 1e4], [rate, roof, roof],
+            color=COLORS[i], lw=1.3, zorder=1, label=f"{kind}: {roof:,.0f} TFLOP/s measured",
+        )  # fmt: skip
+        axes.scatter([], [], s=55, color=COLORS[i], label=f"{kind}: block step")
+        axes.scatter([], [], s=55, facecolor="none", edgecolor=COLORS[i], label=f"{kind}: refresh")
+    axes.text(30, 36 * rate, f"{rate:.2f} TB/s measured", size=8, ha="right")
     for row in chosen:
-        color = COLORS[kinds.index(weights_of(row))]
-        for part, face in (("step", color), ("refresh", "none")):
+        kind = kinds.index(weights_of(row))
+        for part, face in (("step", COLORS[kind]), ("refresh", "none")):
             work = row[f"floor_{part}"]
             flops = sum(work["flops"].values())
             x, y = flops / work["bytes"], flops / (1e9 * row[f"ms_per_{part}"])
-            axes.scatter(x, y, s=55, facecolor=face, edgecolor=color, linewidth=1.8, zorder=3)
-            axes.annotate(
-                str(row["settings"]["batch"]), (x, y), (5, -10), textcoords="offset points", size=7
-            )
-    for i, kind in enumerate(kinds):
-        axes.scatter([], [], s=55, color=COLORS[i], label=f"{kind}: block step")
-        axes.scatter([], [], s=55, facecolor="none", edgecolor=COLORS[i], label=f"{kind}: refresh")
-    axes.set(xscale="log", yscale="log", xlim=(1, 1e4), ylim=(rate, 1.8 * max(roofs.values())))
+            axes.scatter(x, y, s=55, facecolor=face, edgecolor=COLORS[kind], lw=1.8, zorder=3)
+            batch, place = str(row["settings"]["batch"]), (6, -11) if kind % 2 == 0 else (-8, 8)
+            axes.annotate(batch, (x, y), place, textcoords="offset points", size=7)
+    axes.set(
+        xscale="log", yscale="log", xlim=(10, 1e4), ylim=(10 * rate, 1.8 * max(roofs.values()))
+    )
     axes.set(xlabel="operations per byte that must be moved", ylabel="TFLOP/s")
     plain(axes.xaxis)
-    plain(axes.yaxis)
+    plain(axes.yaxis, 1, 2, 5)
     axes.legend(loc="lower right")
-    axes.set_title(f"Roofline, numbers are batch sizes: {subtitle(chosen[0])}")
+    title(axes, f"Roofline, numbers are batch sizes: {subtitle(chosen[0])}")
     return "roofline"
 
 
@@ -162,9 +175,9 @@ def draw_batches(rows: list[Row], axes: Axes) -> str | None:
     axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="tokens/s")
     axes.set_xticks(sorted({r["settings"]["batch"] for s in series for r in s}))
     plain(axes.xaxis)
-    plain(axes.yaxis)
+    plain(axes.yaxis, 1, 2, 5)
     axes.legend(loc="upper left")
-    axes.set_title(f"Batches: {subtitle(series[0][0])}")
+    title(axes, f"Batches: {subtitle(series[0][0])}")
     return "batches"
 
 
@@ -188,7 +201,7 @@ def draw_lengths(rows: list[Row], axes: Axes) -> str | None:
     axes.set(xlabel="tokens of the answer", ylabel="seconds (numbers: NFE)", ylim=(0, None))
     axes.set_xticks(sorted({r["settings"]["gen_length"] for s in series for r in s}))
     axes.legend(loc="upper left")
-    axes.set_title(f"Longer answers: {subtitle(series[0][0])}")
+    title(axes, f"Longer answers: {subtitle(series[0][0])}")
     return "lengths"
 
 
@@ -220,21 +233,22 @@ def draw_quantised(rows: list[Row], axes: Axes) -> str | None:
     if not chosen or len(chosen[0]) < 2:
         return None
     _grouped_bars(axes, chosen[0], [weights_of(r) for r in chosen[0]], ["step", "refresh"])
-    axes.set_title(f"Quantised weights: {subtitle(chosen[0][0])}, batch 1")
+    title(axes, f"Quantised weights: {subtitle(chosen[0][0])}, batch 1")
     return "quantised"
 
 
 def draw_meshes(rows: list[Row], axes: Axes) -> str | None:
     """Milliseconds of a block step and of a refresh on one and several devices."""
-    found = groups(where(rows, rules="r2", cache="dual"), "mesh")
-    chosen = next((g for g in found if len(g) > 1), None)
-    if chosen is None:
+    found = [g for g in groups(where(rows, rules="r2", cache="dual"), "mesh") if len(g) > 1]
+    if not found:
         return None
+    chosen = min(found, key=lambda g: (-len(g), g[0]["settings"]["batch"]))
     names = [r["settings"]["mesh"] or "one" for r in chosen]
     _grouped_bars(axes, chosen, names, ["step", "refresh"])
-    axes.set_title(
+    title(
+        axes,
         f"Several devices: {subtitle(chosen[0])}, {weights_of(chosen[0])}, "
-        f"batch {chosen[0]['settings']['batch']}"
+        f"batch {chosen[0]['settings']['batch']}",
     )
     return "meshes"
 
