@@ -88,6 +88,14 @@ def named_sharding(
     return NamedSharding(mesh, partition)
 
 
+def batch_axes(mesh: Mesh | None, batch: int) -> tuple[str, ...] | None:
+    """The mesh axes that `batch` rows are spread over: none where they do not divide evenly."""
+    axes = RULES["batch"]
+    if mesh is None or batch % int(np.prod([mesh.shape[axis] for axis in axes or ()])):
+        return None
+    return axes if isinstance(axes, tuple) else None
+
+
 def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
     """Refuse a mesh that cannot hold the model.
 
@@ -112,6 +120,22 @@ def check_mesh(mesh: Mesh, config: ModelConfig) -> None:
                 f"{name} {getattr(config, name)} cannot be split evenly over the mesh axis "
                 f"{axis}={parts}"
             )
+
+
+def check_decode_mesh(mesh: Mesh) -> None:
+    """Refuse a mesh on which every decoding step would move weights or logits.
+
+    Raises:
+      ValueError: an fsdp axis. It splits the hidden size: each device would hold partial sums of
+        every product, of the logits over the whole vocabulary too, and add them up across devices
+        at every step.
+    """
+    if (parts := mesh.shape["fsdp"]) > 1:
+        raise ValueError(
+            f"a mesh with fsdp={parts} is for training; to decode, split the weights with "
+            f"tensor={parts * mesh.shape['tensor']}, or the rows with "
+            f"data={parts * mesh.shape['data']}"
+        )
 
 
 def param_shardings(state: Any, mesh: Mesh) -> Any:
