@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from r2jax.config import ModelConfig
 from r2jax.decode import DecodeOutput, decode
-from r2jax.decode_config import DecodeConfig
+from r2jax.decode_config import DecodeConfig, DecodeScalars, StaticDecode
 from r2jax.model import Transformer
 from r2jax.sharding import spec
 
@@ -48,10 +48,29 @@ def generate(
     check_config(config, model.config)
     rows = check_prompts(prompts, model.config, config.gen_length)
     static, scalars = config.split(model.config.eos_id, trace=trace)
-    keys = _row_keys(key, len(rows), static.needs_key)
+    return dispatch(model, rows, static, scalars, row_keys(key, len(rows), static.needs_key))
 
+
+def dispatch(
+    model: Transformer,
+    rows: Sequence[np.ndarray],
+    static: StaticDecode,
+    scalars: DecodeScalars,
+    keys: jax.Array | None,
+    *,
+    width: int = 0,
+) -> DecodeOutput:
+    """Pad checked prompts and hand them to the device; returns before they are decoded.
+
+    Args:
+      model: as for `generate`.
+      rows: from `check_prompts`.
+      static, scalars: from `DecodeConfig.split`.
+      keys: from `row_keys`.
+      width: pad to at least so many tokens.
+    """
     lengths = np.array([len(row) for row in rows], np.int32)
-    width = -(-int(lengths.max()) // BUCKET) * BUCKET
+    width = bucket(max(width, int(lengths.max())))
     tokens = np.full((len(rows), width), model.config.pad_id, np.int32)
     for out, row in zip(tokens, rows, strict=True):
         out[: len(row)] = row
@@ -60,6 +79,11 @@ def generate(
         arrays = jax.tree.map(lambda x: jax.device_put(x, _batch_sharding(mesh, x)), arrays)
         keys = keys if keys is None else jax.device_put(keys, _batch_sharding(mesh, keys))
     return decode(model, *arrays, static, scalars, keys)
+
+
+def bucket(length: int) -> int:
+    """The width that a prompt of this length is padded to."""
+    return -(-length // BUCKET) * BUCKET
 
 
 def mesh_of(model: Transformer) -> Mesh | None:
@@ -86,9 +110,19 @@ def check_config(config: DecodeConfig, model: ModelConfig) -> None:
 
 
 def check_prompts(
-    prompts: Sequence[Sequence[int] | np.ndarray], model: ModelConfig, gen_length: int
+    prompts: Sequence[Sequence[int] | np.ndarray],
+    model: ModelConfig,
+    gen_length: int,
+    names: Sequence[str] | None = None,
 ) -> list[np.ndarray]:
-    """The prompts as int arrays, or a ValueError naming the first wrong one."""
+    """The prompts as int arrays, or a ValueError naming the first wrong one.
+
+    Args:
+      prompts: token ids of each.
+      model: whose vocabulary and length are the limits.
+      gen_length: positions that the answer takes.
+      names: what to call each prompt; default "prompt 0", "prompt 1", ...
+    """
     if isinstance(prompts, (str, bytes)) or not hasattr(prompts, "__len__"):
         raise ValueError(f"prompts must be lists of token ids, got {prompts!r}")
     if len(prompts) and isinstance(prompts[0], str):
@@ -98,32 +132,38 @@ def check_prompts(
     room = model.max_sequence_length - gen_length
     rows = []
     for i, prompt in enumerate(prompts):
+        name = names[i] if names else f"prompt {i}"
         row = np.asarray(prompt)
         if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
             raise ValueError(
-                f"prompt {i} must be a flat list of token ids, got shape {row.shape}, {row.dtype}"
+                f"{name} must be a flat list of token ids, got shape {row.shape}, {row.dtype}"
             )
         if not row.size:
-            raise ValueError(f"prompt {i} is empty: a row needs at least one token")
+            raise ValueError(f"{name} is empty: a row needs at least one token")
         if row.min() < 0 or row.max() >= model.vocab_size:
             bad = row[(row < 0) | (row >= model.vocab_size)][0]
             raise ValueError(
-                f"prompt {i} holds token id {bad}, outside the vocabulary [0, {model.vocab_size})"
+                f"{name} holds token id {bad}, outside the vocabulary [0, {model.vocab_size})"
             )
         if (row == model.mask_id).any():
             raise ValueError(
-                f"prompt {i} holds the mask token ({model.mask_id}); a prompt must be fully known"
+                f"{name} holds the mask token ({model.mask_id}); a prompt must be fully known"
             )
         if len(row) > room:
             raise ValueError(
-                f"prompt {i} has {len(row)} tokens; with gen_length {gen_length} the model's "
+                f"{name} has {len(row)} tokens; with gen_length {gen_length} the model's "
                 f"max_sequence_length {model.max_sequence_length} leaves room for {room}"
             )
         rows.append(row)
     return rows
 
 
-def _row_keys(key: jax.Array | None, batch: int, needed: bool) -> jax.Array | None:
+def row_keys(key: jax.Array | None, batch: int, needed: bool) -> jax.Array | None:
+    """A random key for each of `batch` rows, or None where none is needed.
+
+    Raises:
+      ValueError: a missing or misshapen key.
+    """
     if not needed:
         return None
     if key is None:

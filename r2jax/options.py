@@ -1,4 +1,4 @@
-"""Command-line options that follow from `DecodeConfig`, and the reading of prompts."""
+"""Command-line options that follow from `DecodeConfig`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import argparse
 import ast
 import dataclasses
 import inspect
-import json
 import typing
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import Any
 
 from r2jax.decode_config import DecodeConfig
 
-PRESETS = ("r2", "fast_dllm", "vanilla")
+PRESETS = ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
 
 
 def add_decode_options(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +29,8 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=PRESETS,
         default="r2",
-        help="R²-dLLM (default), Fast-dLLM, or LLaDA's own sampler; the options below change it",
+        help="R²-dLLM (default), Fast-dLLM, LLaDA's own sampler, Streaming-dLLM or LocalLeap; the "
+        "options below change it",
     )
     hints, texts = typing.get_type_hints(DecodeConfig), _field_docstrings()
     for field in dataclasses.fields(DecodeConfig):
@@ -77,59 +76,6 @@ def dashes(argv: Sequence[str]) -> list[str]:
             if " " not in name:
                 out[i] = name.replace("_", "-") + equals + value
     return out
-
-
-def read_prompts(words: Sequence[str], files: Sequence[str], stdin: TextIO) -> list[str]:
-    """Prompts from the command line, from files, and from standard input.
-
-    Args:
-      words: prompts themselves; "-" stands for standard input.
-      files: names of files. With neither words nor files, standard input is read, if it is no
-        terminal.
-      stdin: standard input.
-
-    Raises:
-      ValueError: no prompt at all, or a line that is no prompt.
-      OSError: a file that cannot be read.
-    """
-    prompts: list[str] = []
-    if not words and not files and not stdin.isatty():
-        words = ["-"]
-    for word in words:
-        prompts += _lines(stdin, "standard input") if word == "-" else [word]
-    for file in files:
-        with Path(file).open(encoding="utf-8") as lines:
-            prompts += _lines(lines, file)
-    if not prompts:
-        raise ValueError('no prompt: give one as an argument, with --prompt-file, or "-" for stdin')
-    return prompts
-
-
-def _lines(lines: Iterable[str], source: str) -> Iterator[str]:
-    """One prompt a line: plain text, or a JSON object with the field prompt or question."""
-    try:
-        for i, line in enumerate(lines, start=1):
-            line = line.strip()
-            if line.startswith("{"):
-                yield _json_prompt(line, f"{source}, line {i}")
-            elif line:
-                yield line
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not UTF-8 text: {error}") from None
-
-
-def _json_prompt(line: str, where: str) -> str:
-    try:
-        fields = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{where} starts with a brace but is no JSON object ({error}); write such a prompt as "
-            '{"prompt": "..."}'
-        ) from None
-    prompt = fields.get("prompt", fields.get("question"))
-    if not isinstance(prompt, str):
-        raise ValueError(f'{where} needs a text in the field "prompt" or "question"')
-    return prompt
 
 
 def _value(text: str, keep_none: bool) -> Any:

@@ -165,16 +165,12 @@ def generate_text(
     config = DecodeConfig() if config is None else config
     check_tokenizer(tokenizer, model.config)
     ids = encode(tokenizer, [prompts] if isinstance(prompts, str) else prompts, chat=chat)
-    turn = _token_id(tokenizer, END_OF_TURN)
-    ends = {model.config.eos_id, turn, *(config.eos_ids or ())}
-    if config.stop_at_eos and config.eos_id is None and chat and turn is not None:
-        config = dataclasses.replace(config, eos_id=(model.config.eos_id, turn))
-
+    config, ends = with_ends(config, tokenizer, model.config, chat=chat)
     output = generate(model, ids, config, key=key, trace=trace)
     host = jax.device_get(output._replace(states=None, committed_by=None))
-    tokens = [_cut(row.tolist(), ends) for row in host.tokens]
+    texts, tokens = decode_answers(tokenizer, host.tokens, ends)
     return TextOutput(
-        texts=[str(tokenizer.decode(row, skip_special_tokens=True)) for row in tokens],
+        texts=texts,
         tokens=tokens,
         nfe=host.nfe,
         refreshes=host.refreshes,
@@ -184,19 +180,46 @@ def generate_text(
     )
 
 
+def with_ends(
+    config: DecodeConfig, tokenizer: PreTrainedTokenizerFast, model: ModelConfig, *, chat: bool
+) -> tuple[DecodeConfig, frozenset[int]]:
+    """The configuration with the EOS that a text's end means, and all ids that end an answer."""
+    turn = _token_id(tokenizer, END_OF_TURN)
+    ends = {model.eos_id, turn, *(config.eos_ids or ())} - {None}
+    if config.stop_at_eos and config.eos_id is None and chat and turn is not None:
+        config = dataclasses.replace(config, eos_id=(model.eos_id, turn))
+    return config, frozenset(ends)
+
+
+def decode_answers(
+    tokenizer: PreTrainedTokenizerFast, tokens: Int[np.ndarray, "B G"], ends: Container[int]
+) -> tuple[list[str], list[list[int]]]:
+    """Texts and token ids of answers, cut before the first of `ends`."""
+    cut = [_cut(row.tolist(), ends) for row in tokens]
+    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in cut], cut
+
+
 def encode(
-    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], *, chat: bool = True
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[str],
+    *,
+    chat: bool = True,
+    names: Sequence[str] | None = None,
 ) -> list[list[int]]:
-    """Token ids of each prompt; arguments and errors are those of `generate_text`."""
+    """Token ids of each prompt; arguments and errors are those of `generate_text`.
+
+    `names` says what an error calls each prompt; default "prompt 0", "prompt 1", ...
+    """
     for i, prompt in enumerate(prompts):
+        name = names[i] if names else f"prompt {i}"
         if not isinstance(prompt, str):
             raise ValueError(
-                f"prompt {i} must be a string, got {type(prompt).__name__}; for token ids use "
+                f"{name} must be a string, got {type(prompt).__name__}; for token ids use "
                 "r2jax.generate"
             )
         # The chat template trims, so blanks would ask nothing; as plain text they are tokens.
         if not (prompt.strip() if chat else prompt):
-            raise ValueError(f"prompt {i} is empty: there is nothing to answer")
+            raise ValueError(f"{name} is empty: there is nothing to answer")
     untyped: Any = tokenizer  # transformers' own types allow every form of result
     if not chat:
         return [untyped(prompt)["input_ids"] for prompt in prompts]
@@ -236,6 +259,6 @@ def _has_template_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
     return all(_token_id(tokenizer, token) is not None for token in _TEMPLATE_TOKENS)
 
 
-def _cut(tokens: list[int], ends: Container[int | None]) -> list[int]:
+def _cut(tokens: list[int], ends: Container[int]) -> list[int]:
     """The tokens before the first end token."""
     return tokens[: next((i for i, token in enumerate(tokens) if token in ends), len(tokens))]

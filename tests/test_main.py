@@ -4,8 +4,10 @@ import dataclasses
 import io
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ import pytest
 import r2jax
 from r2jax import clock, options
 from r2jax.__main__ import main
+from r2jax.journal import Journal
 from tests import tiny_checkpoint as tiny
 
 PROMPT = tiny.PROBLEMS[0]["question"]
@@ -78,15 +81,96 @@ def test_json(run, directory):
 
 def test_prompts_of_all_kinds(run, tmp_path, monkeypatch):
     lines = tmp_path / "lines.txt"
-    lines.write_text('One egg\n\n{"question": "Two\\neggs"}\n')
+    lines.write_text('One egg\n\n{"question": "Two\\neggs", "answer": [2]}\n')
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"prompt": "Three"}\nFour\n'))
-    command = ["--json", "--gen-length", "8", "--prompt-file", str(lines)]
+    command = ["--json", "--gen-length", "8", "--prompts-file", str(lines)]
     status, out, err = run("generate", *command, "Zero", "-")
     assert status == 0, err
-    prompts = [json.loads(line)["prompt"] for line in out.splitlines()]
+    records = [json.loads(line) for line in out.splitlines()]
+    prompts = [record["prompt"] for record in records]
     assert prompts == ["Zero", "Three", "Four", "One egg", "Two\neggs"]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("Piped\n"))
-    assert options.read_prompts([], [], sys.stdin) == ["Piped"]
+    assert records[-1]["question"] == "Two\neggs" and records[-1]["answer"] == [2]
+
+
+LONG = [f"{i} eggs?" for i in range(7)]
+
+
+@pytest.fixture
+def long_list(tmp_path):
+    """The options that decode LONG, and what an uninterrupted run writes."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p, "id": i}) + "\n" for i, p in enumerate(LONG)))
+    return ["--prompts-file", str(path), "--dtype", "float32", "--temperature", "1"]
+
+
+def test_output_is_what_json_prints_without_times(run, long_list, tmp_path):
+    out = tmp_path / "out.jsonl"
+    status, printed, _ = run("generate", "--json", *long_list, "--batch-size", "2")
+    printed = [json.loads(line) for line in printed.splitlines()]
+    assert status == 0 and [record["id"] for record in printed] == list(range(7))
+    assert {record["batch"] for record in printed} == {1, 2}
+    for record in printed:
+        for name in ("batch", "seconds", "compile_seconds"):
+            del record[name]
+    status, nothing, err = run("generate", *long_list, "--output", str(out), "--batch-size", "3")
+    assert (status, nothing) == (0, "")
+    assert "decoding 7 prompts" in err and "prompts/s" in err and f"wrote {out}" in err
+    assert [json.loads(line) for line in out.read_text().splitlines()] == printed
+    status, _, err = run("generate", *long_list, "--output", str(out))
+    assert status == 2 and f"{out} exists already; remove it or choose another name" in err
+
+
+def test_a_run_that_breaks_off_goes_on(run, long_list, tmp_path, monkeypatch):
+    whole, broken = tmp_path / "whole.jsonl", tmp_path / "broken.jsonl"
+    assert run("generate", *long_list, "--output", str(whole))[0] == 0
+    append, left = Journal.append, [1]
+
+    def interrupted(self, records):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        append(self, records)
+
+    monkeypatch.setattr(Journal, "append", interrupted)
+    command = ["generate", *long_list, "--output", str(broken)]
+    status, _, err = run(*command, "--batch-size", "2")
+    assert status == 130 and not broken.exists()
+    assert f"2 of 7 prompts are kept in {broken}.partial; the same command goes on" in err
+    monkeypatch.setattr(Journal, "append", append)
+
+    status, _, err = run(*command, "--gen-length", "8", "--seed", "1", "--raw")
+    assert status == 2 and "loading" in err and "decoding" not in err
+    for change in ("decode.gen_length was 16, is now 8", "seed was 0, is now 1", "raw was false"):
+        assert change in err
+    status, _, err = run(*command, "--batch-size", "7")
+    assert status == 0 and "decoding 7 prompts (2 are done)" in err
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_kill_at_any_moment(run, directory, long_list, tmp_path):
+    """kill -9 in the middle of loading, compiling, decoding; then the same command again."""
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert run("generate", *long_list, "--output", str(whole))[0] == 0
+    command = [
+        *[sys.executable, "-m", "r2jax", "generate", "--checkpoint", str(directory), *long_list],
+        *["--batch-size", "1", "--output", str(killed)],
+    ]
+    journal = Path(f"{killed}.partial")
+    kept = 0
+    for wanted in (0, 3):  # lines of the journal, its header among them, when the axe falls
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+                if lines > wanted:
+                    process.kill()
+                time.sleep(0.01)
+        assert process.returncode == -signal.SIGKILL and not killed.exists()
+        assert kept <= journal.read_bytes().count(b"\n") - 1 < len(LONG)
+        kept = journal.read_bytes().count(b"\n") - 1
+    assert kept >= 3
+    status, _, err = run("generate", *long_list, "--output", str(killed))
+    assert status == 0 and f"({kept} are done)" in err
+    assert killed.read_bytes() == whole.read_bytes() and not journal.exists()
 
 
 def test_sampling_does_not_depend_on_the_batch(run):
@@ -172,9 +256,10 @@ def test_prompts_keep_their_underscores():
         (["--mesh", "expert=2", "x"], "--mesh must be AXIS=N"),
         (["--mesh", "data=3,tensor=5", "x"], "must hold all 8 devices"),
         (["--checkpoint", "nowhere", "x"], "'nowhere' is not a directory"),
-        (["--prompt-file", "/no/such/file"], "No such file"),
+        (["--prompts-file", "/no/such/file"], "No such file"),
+        (["--output", "/no/such/directory/out.jsonl", "x"], "there is no such directory"),
         ([], "no prompt"),
-        (["good", ""], "prompt 1 is empty"),
+        (["good", ""], "prompt 2 is empty"),
         (["word " * 300], "leaves room for"),
         (["<|mdm_mask|>"], "mask token"),
     ],
@@ -191,16 +276,16 @@ def test_bad_input_is_one_line(run, words, message):
     ("content", "message"),
     [
         (b"fine\n{broken\n", "line 2 starts with a brace"),
-        (b'{"text": "x"}\n', 'line 1 needs a text in the field "prompt" or "question"'),
-        (b"\xff\xfe\n", "is not UTF-8"),
-        (b"\n", "no prompt"),
+        (b'{"prompt": "x"}\n{"prompt": " "}\n', 'line 2, field "prompt" is empty'),
+        (b'{"question": "%s"}' % (b"word " * 300), 'line 1, field "question" has'),
+        (b"<|mdm_mask|>\n", "line 1 holds the mask token"),
     ],
 )
 def test_bad_prompt_files(run, tmp_path, content, message):
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
-    status, out, err = run("generate", "--prompt-file", str(path))
-    assert (status, out) == (2, "") and message in err
+    status, out, err = run("generate", "--prompts-file", str(path))
+    assert (status, out) == (2, "") and f"{path}, {message}" in err
 
 
 def test_unknown_options_are_refused(capsys):
@@ -265,3 +350,29 @@ def test_clock_keeps_compiling_apart():
         outer(x).block_until_ready()
     assert 0 < first.compiling <= first.total
     assert second.compiling == 0 < second.running == second.total
+
+
+def test_meter(capsys, monkeypatch):
+    monkeypatch.setattr(clock, "_EVERY", 0.0)
+    with clock.Meter("decoding 8 prompts (2 are done)", total=8, done=2) as meter:
+        meter.add(prompts=2, tokens=100, nfe=30, seconds=4.0, compiling=1.5)
+        with meter.hidden():
+            print("result")
+        meter.add(prompts=4, tokens=500, nfe=30, seconds=2.0, compiling=0.0)
+    out, err = capsys.readouterr()
+    first, middle, last = err.splitlines()
+    assert out == "result\n" and first == "decoding 8 prompts (2 are done) ..."
+    assert middle == (
+        "4 of 8 prompts, 0.5 prompts/s, 25 tokens/s, mean NFE 15.0, 1.5 s compiling, 8 s left"
+    )
+    assert re.fullmatch(
+        r"decoding 8 prompts \(2 are done\): [\d.]+ s, 1 prompts/s, 100 tokens/s, "
+        r"mean NFE 10.0, 1.5 s compiling",
+        last,
+    )
+    assert [clock._duration(s) for s in (0.4, 59.6, 185, 7385)] == [
+        "0 s",
+        "1:00",
+        "3:05",
+        "2:03:05",
+    ]
