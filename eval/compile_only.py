@@ -147,7 +147,7 @@ def compile_decode(
         "weight_bytes": bytes_per_device(nnx.state(model)),
         "lower_seconds": round(lowering, 2),
     }
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -155,6 +155,7 @@ def compile_decode(
             raise
         return {**result, "fits": False, "error": str(error).partition("\n")[0]}
     result["compile_seconds"] = round(time.perf_counter() - start, 2)
+    result["compile_cpu_seconds"] = round(time.process_time() - cpu, 2)
     return {**result, **_report(cost(compiled), topology, PLACES[static.cache != "none"])}
 
 
@@ -171,7 +172,7 @@ def _report(found: Cost, topology: Topology, places: tuple[str, ...]) -> dict[st
         "bytes_accessed": found.bytes_accessed,
         "collectives": [
             {
-                "where": places[one.depth],
+                "where": places[min(one.depth, len(places) - 1)],
                 "kind": one.kind,
                 "shapes": list(one.shapes),
                 "bytes": one.bytes,
@@ -187,6 +188,7 @@ def _print(rows: list[dict[str, Any]], console: Console) -> None:
     for column in ("weights", "temporaries", "code", "total", "has", "fits", "GFLOP", "GB moved"):
         table.add_column(column, justify="right")
     table.add_column("compile s", justify="right")
+    table.add_column("of CPU", justify="right")
 
     def number(value: float | None, unit: float) -> str:
         return "-" if value is None else f"{value / unit:.2f}"
@@ -202,7 +204,7 @@ def _print(rows: list[dict[str, Any]], console: Console) -> None:
             "yes" if row["fits"] else "NO",
             number(row.get("flops"), 1e9),
             number(row.get("bytes_accessed"), 1e9),
-            number(row.get("compile_seconds"), 1),
+            *(number(row.get(f"compile_{kind}seconds"), 1) for kind in ("", "cpu_")),
         )
     console.print(table)
     console.print("GFLOP, GB moved: one refresh and one block step (XLA counts a loop once).")

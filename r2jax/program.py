@@ -69,8 +69,13 @@ def cost(compiled: jax.stages.Compiled) -> Cost:
 
     Args:
       compiled: from `jax.jit(...).lower(...).compile()`, for devices present or absent.
+
+    Raises:
+      ValueError: a compiler that does not say how much memory its programs need.
     """
     memory = compiled.memory_analysis()
+    if memory is None:
+        raise ValueError("the compiler of this platform does not say what memory a program needs")
     operations = compiled.cost_analysis() or {}
     return Cost(
         argument_bytes=memory.argument_size_in_bytes,
