@@ -16,12 +16,14 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.table import Table
 
@@ -44,6 +46,10 @@ from r2jax.topology import (
     default_mesh,
 )
 
+GPU_NOTE = (
+    "without the GPU nothing is autotuned and attention is XLA's (with it: cuDNN's, our kernels); "
+    "the memory of CUDA and NCCL themselves is not counted"
+)
 # Where a collective stands in a decode program, by the loops around it. With a cache the loop over
 # blocks holds the refresh, and the loop inside it the block step.
 PLACES = {True: ("start", "refresh", "block step"), False: ("start", "block", "full pass")}
@@ -119,12 +125,12 @@ def compile_decode(
     check_mesh(mesh, config)
     check_config(decoding, config)
 
-    def make() -> r2jax.Transformer:
+    def make(mesh: Mesh | None = None) -> r2jax.Transformer:
         return r2jax.Transformer(
             config, dtype=dtype, fused=True, quantize=quantize, mesh=mesh, rngs=nnx.Rngs(0)
         )
 
-    model = abstract_model(make, mesh)
+    model = abstract_model(lambda: make(mesh), mesh)
     rows = batch + -batch % mesh.shape["data"]
     place = named_sharding(mesh, ("batch",))
     tokens, lengths = (
@@ -145,6 +151,7 @@ def compile_decode(
         "batch": batch,
         "rows_fed": rows,
         "weight_bytes": bytes_per_device(nnx.state(model)),
+        "note": GPU_NOTE if topology.chip.platform == "cuda" else None,
         "lower_seconds": round(lowering, 2),
     }
     start, cpu = time.perf_counter(), time.process_time()
@@ -156,7 +163,20 @@ def compile_decode(
         return {**result, "fits": False, "error": str(error).partition("\n")[0]}
     result["compile_seconds"] = round(time.perf_counter() - start, 2)
     result["compile_cpu_seconds"] = round(time.process_time() - cpu, 2)
-    return {**result, **_report(cost(compiled), topology, PLACES[static.cache != "none"])}
+    found = cost(compiled)
+    if found.flops is None:
+        total = _operations(make, tokens.shape, static, scalars)
+        found = found._replace(flops=total and total / len(topology.devices))
+    return {**result, **_report(found, topology, PLACES[static.cache != "none"])}
+
+
+def _operations(
+    make: Callable[[], r2jax.Transformer], shape: tuple[int, ...], static: Any, scalars: Any
+) -> float | None:
+    """Of the whole program before it is compiled and split up, for a compiler that says nothing."""
+    tokens, lengths = (jax.ShapeDtypeStruct(s, jnp.int32) for s in (shape, shape[:1]))
+    lowered = r2jax.decode.lower(nnx.eval_shape(make), tokens, lengths, static, scalars)
+    return (lowered.cost_analysis() or {}).get("flops")
 
 
 def _report(found: Cost, topology: Topology, places: tuple[str, ...]) -> dict[str, Any]:
@@ -209,8 +229,8 @@ def _print(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
     console.print("GFLOP, GB moved: one refresh and one block step (XLA counts a loop once).")
     for row in rows:
-        if "error" in row:
-            console.print(f"{row['topology']}: {row['error']}", highlight=False)
+        for remark in filter(None, (row.get("error"), row["note"])):
+            console.print(f"{row['topology']}: {remark}", highlight=False)
         table = Table(
             "where", "exchange", "of (one device)", title=f"{row['topology']}, {row['batch']} rows"
         )

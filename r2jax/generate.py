@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
 
 from r2jax.config import ModelConfig
 from r2jax.decode import DecodeOutput, decode
 from r2jax.decode_config import DecodeConfig, DecodeScalars, StaticDecode
 from r2jax.model import Transformer
-from r2jax.sharding import spec
+from r2jax.spread import decode_spread, mesh_of
 
 # Prompt lengths are rounded up to multiples of this, so that a new length seldom compiles anew.
 BUCKET = 64
@@ -76,22 +75,13 @@ def dispatch(
         out[: len(row)] = row
     arrays = (jnp.asarray(tokens), jnp.asarray(lengths))
     if (mesh := mesh_of(model)) is not None:
-        arrays = jax.tree.map(lambda x: jax.device_put(x, _batch_sharding(mesh, x)), arrays)
-        keys = keys if keys is None else jax.device_put(keys, _batch_sharding(mesh, keys))
+        return decode_spread(model, *arrays, static, scalars, keys, mesh)
     return decode(model, *arrays, static, scalars, keys)
 
 
 def bucket(length: int) -> int:
     """The width that a prompt of this length is padded to."""
     return -(-length // BUCKET) * BUCKET
-
-
-def mesh_of(model: Transformer) -> Mesh | None:
-    """The mesh that the model's parameters are sharded on; None for a model on one device."""
-    sharding = model.norm.weight[...].sharding
-    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-        return sharding.mesh
-    return None
 
 
 def check_config(config: DecodeConfig, model: ModelConfig) -> None:
@@ -180,10 +170,3 @@ def row_keys(key: jax.Array | None, batch: int, needed: bool) -> jax.Array | Non
     if key.shape != (batch,):
         raise ValueError(f"key must be one key or one a row ({batch}), got shape {key.shape}")
     return key
-
-
-def _batch_sharding(mesh: Mesh, x: jax.Array) -> NamedSharding:
-    """Rows over the mesh's batch axes where they divide evenly, else a copy on every device."""
-    batch = spec(("batch",))
-    parts = np.prod([mesh.shape[axis] for axis in batch[0]])
-    return NamedSharding(mesh, batch if x.shape[0] % parts == 0 else spec(()))
