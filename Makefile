@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/r2jax demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	PYTHONPATH=.venv/aot $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -33,4 +33,7 @@ clean:
 	  + ". Name another one: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[train,eval,dev]"
+	@# The TPU's compiler lies apart: JAX would look for a TPU at every start, and warn at length.
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt --no-deps \
+	  --target .venv/aot libtpu
 	@touch $@
