@@ -91,7 +91,18 @@ def _profile(directory: str, case: Case, program: Program, result: dict[str, Any
     path = Path(directory) / case.label
     with jax.profiler.trace(path):
         jax.block_until_ready(program.run(**changes))
-    return summarise(path)
+    try:
+        return summarise(path)
+    except ValueError as error:  # the trace itself is kept
+        return {"error": str(error)}
+
+
+def _public(word: str) -> str:
+    """A word of the command line without the directories of this machine."""
+    name, _, path = word.rpartition("=")
+    if name in ADAPTERS:
+        return f"{name}={Path(path).name}"
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _first_line(error: Exception) -> str:
@@ -111,8 +122,8 @@ def bench(
             batch=case.batch,
             mesh=make_mesh(case.mesh),
             repeats=args.repeats,
-            target_nfe=args.target_nfe,
-            trace_rows=args.lock_step,
+            target_nfe=case.settings["target_nfe"],
+            trace_rows=case.settings["lock_step"],
         )
         if case.settings["references"]:
             result["references"] = _references(args, case, program, result)
@@ -151,10 +162,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--unequal", type=int, metavar="N", help="prompts of N ... prompt-length tokens"
     )
     parser.add_argument(
-        "--target-nfe", type=int, metavar="N", help="also a run at about N forwards, and composed"
+        "--target-nfe",
+        type=int,
+        metavar="N",
+        help="at batch 1 also a run at about N forwards, and its time composed of the parts'",
     )
     parser.add_argument(
-        "--lock-step", action="store_true", help="also what waiting for other rows costs"
+        "--lock-step",
+        action="store_true",
+        help="of batches also what it costs that rows wait for each other",
     )
     parser.add_argument(
         "--reference", action="append", default=[], metavar="NAME=PATH",
@@ -194,6 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"{len(wanted)} configurations, {len(wanted) - len(todo)} of them done already")
     narrow = {str(DTYPES[case.quantize]) for case in todo if case.quantize}
     rates = measure_rates({args.dtype, *narrow}) if todo else Rates(1.0, {})
+    command = "python -m eval.bench " + shlex.join(map(_public, words))
     held: tuple[Any, r2jax.Transformer, dict[str, Any]] | None = None
     for case in todo:
         key = (case.mesh, case.quantize)
@@ -204,7 +221,7 @@ def main(argv: list[str] | None = None) -> None:
         row = results.add(
             {
                 "settings": case.settings,
-                "command": "python -m eval.bench " + shlex.join(words),
+                "command": command,
                 "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
                 "rates": {
                     "copy_gb_per_s": rates.bytes_per_second / 1e9,
@@ -221,7 +238,7 @@ def main(argv: list[str] | None = None) -> None:
     for label, row in rows:
         for line in further(row):
             output.print(f"{label}: {line}", highlight=False)
-        if "profile" in row:
+        if "kernels" in row.get("profile", {}):
             output.print(kernel_table(row["profile"], label))
     if args.output is None:
         print(json.dumps({"results": [row for _, row in rows]}, indent=1))

@@ -75,7 +75,15 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 def further(row: dict[str, Any]) -> list[str]:
     """What else was measured of a configuration, in lines."""
+    if row["status"] != "ok":
+        return []
     words = []
+    fed = row["columns"]
+    if fed["refresh_fed"] > fed["refresh_needed"] or fed.get("step_fed") != fed.get("step_needed"):
+        line = f"a refresh needs {fed['refresh_needed']:.0f} columns, {fed['refresh_fed']:.0f} fed"
+        if "step_fed" in fed:
+            line += f"; a step needs {fed['step_needed']:.0f}, {fed['step_fed']:.0f} fed"
+        words.append(line)
     if composed := row.get("composed_at_target_nfe"):
         words.append(
             f"composed of {composed['refreshes']} refreshes + {composed['steps']} steps: "

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,33 @@ import numpy as np
 import r2jax
 from eval.floors import Rates
 
-ENOUGH_SECONDS = 10.0  # a timing that has taken this long is not repeated
+ENOUGH_SECONDS = 5.0  # a timing that has taken this long is not repeated
+
+
+T = TypeVar("T")
+
+
+def timed_result(run: Callable[[], T], repeats: int) -> tuple[T, float]:
+    """What `run` returns, arrays to wait for, and its median wall time in seconds."""
+    times: list[float] = []
+    while True:
+        start = time.perf_counter()
+        result = jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+        if len(times) >= repeats or sum(times) >= ENOUGH_SECONDS:
+            return result, float(np.median(times))
 
 
 def timed(run: Callable[[], Any], repeats: int) -> float:
-    """Median wall time in seconds of `run`, which returns arrays to wait for."""
-    times: list[float] = []
-    while len(times) < repeats and sum(times) < ENOUGH_SECONDS:
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+    """The time alone."""
+    return timed_result(run, repeats)[1]
 
 
-def warm(run: Callable[[], Any], repeats: int) -> float:
-    """As `timed`, after a first run that is not counted unless it took long by itself (what a first
-    run costs more, some 0.1 s, is nothing then)."""
-    first = timed(run, 1)
-    return first if first >= ENOUGH_SECONDS else timed(run, repeats)
+def warm_result(run: Callable[[], T], repeats: int) -> tuple[T, float]:
+    """As `timed_result`, after a first run that is not counted unless it took long by itself (what
+    a first run costs more, some 0.1 s, is nothing then)."""
+    result, first = timed_result(run, 1)
+    return (result, first) if first >= ENOUGH_SECONDS else timed_result(run, repeats)
 
 
 def _back_to_back(step: Callable[[jax.Array], jax.Array], x: jax.Array, times: int) -> float:
@@ -46,7 +55,7 @@ def _back_to_back(step: Callable[[jax.Array], jax.Array], x: jax.Array, times: i
             y = step(x)
         return y
 
-    return warm(run, 3) / times
+    return warm_result(run, 3)[1] / times
 
 
 def copy_bandwidth(nbytes: int) -> float:

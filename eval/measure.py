@@ -21,9 +21,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 import r2jax
-from eval.device import peak_memory_gb, timed, warm
-from eval.floors import Rates, floor, work
+from eval.device import peak_memory_gb, timed_result, warm_result
+from eval.floors import Rates, columns, floor, work
 from r2jax.generate import BUCKET
+from r2jax.layout import wasted_columns
 from r2jax.sharding import named_sharding
 from r2jax.spread import decode_on
 
@@ -108,6 +109,27 @@ def summary(out: r2jax.DecodeOutput, seconds: float, eos_ids: Sequence[int]) -> 
     }
 
 
+def columns_fed(
+    config: r2jax.DecodeConfig, program: Program, lengths: Sequence[int]
+) -> dict[str, Any]:
+    """Columns that a refresh and a block step need and are fed, means over blocks and rows.
+
+    More are fed where prompts are padded and where blocks of different widths share a stretch of
+    the program (layout.py).
+    """
+    blocks = range(program.static.num_blocks)
+    needed = np.mean([columns(config, block) for block in blocks], axis=0)
+    wasted = np.mean(wasted_columns(program.static), axis=0)
+    prompt, padded = float(np.mean(lengths)), program.inputs[0].shape[1]
+    result = {
+        "refresh_needed": needed[0] + prompt,
+        "refresh_fed": needed[0] + padded + wasted[0],
+    }
+    if program.static.cache != "none":
+        result |= {"step_needed": needed[1], "step_fed": needed[1] + wasted[1]}
+    return {name: float(value) for name, value in result.items()}
+
+
 def split_times(program: Program, real: dict[str, Any], repeats: int) -> tuple[float | None, float]:
     """Milliseconds of a refresh (None without a cache) and of a step, from two known schedules.
 
@@ -118,8 +140,7 @@ def split_times(program: Program, real: dict[str, Any], repeats: int) -> tuple[f
     """
 
     def schedule(**changes: Any) -> tuple[int, int, float]:
-        out = program.run(**changes)
-        seconds = timed(lambda: program.run(**changes), repeats)
+        out, seconds = timed_result(lambda: program.run(**changes), repeats)
         return int(np.max(out.nfe)), int(np.max(out.refreshes)), seconds
 
     static = program.static
@@ -152,8 +173,7 @@ def run_at_nfe(program: Program, target: int, repeats: int, eos_ids: Sequence[in
         if nfe == target:
             break
         low, high = (threshold, high) if nfe < target else (low, threshold)
-    out = program.run(threshold=best[1])
-    seconds = timed(lambda: program.run(threshold=best[1]), repeats)
+    out, seconds = timed_result(lambda: program.run(threshold=best[1]), repeats)
     return {"threshold": best[1], **summary(out, seconds, eos_ids)}
 
 
@@ -241,8 +261,7 @@ def measure(
     lengths = [len(row) for row in rows]
     program = Program(model, config, pad(rows, max(lengths), mesh), mesh)
     eos_ids = config.eos_ids or (model.config.eos_id,)
-    out = jax.block_until_ready(program.run())
-    real = summary(out, warm(program.run, repeats), eos_ids)
+    real = summary(*warm_result(program.run, repeats), eos_ids)
     refresh_ms, step_ms = split_times(program, real, repeats)
 
     refresh_floor = floor(rates, work(model, config, lengths, refresh=True), refresh_ms)
@@ -253,6 +272,7 @@ def measure(
         "compile_seconds": program.compile_seconds,
         "program_memory_gb": program.memory_gb(),
         **real,
+        "columns": columns_fed(config, program, lengths),
         "ms_per_refresh": refresh_ms,
         "ms_per_step": step_ms,
         "floor_refresh": None if refresh_ms is None else refresh_floor,

@@ -325,7 +325,7 @@ def main(argv: list[str] | None = None) -> None:
         versions = ", ".join(f"{name} {v}" for name, v in first["versions"].items())
         print(f"\n`{command}`\n\n{first['device']['kind']}; {versions}; {first['date'][:10]}\n")
         print(markdown(part))
-        lines = [f"- {line}" for row in part if row["status"] == "ok" for line in further(row)]
+        lines = [f"- {line}" for row in part for line in further(row)]
         print("\n" + "\n".join(lines) if lines else "")
 
 

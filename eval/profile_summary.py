@@ -40,9 +40,11 @@ def kernels(data: Any) -> list[Kernel]:
     devices = sorted(name for name in planes if name.startswith("/device:"))
     found = []
     for name in devices or sorted(planes):
-        for line in planes[name].lines:
-            if devices and not line.name.startswith("Stream"):
-                continue  # lines that repeat the kernels by module, by operation, ...
+        lines = list(planes[name].lines)
+        if devices:  # other lines repeat the kernels by module, by operation, ...
+            streams = [line for line in lines if line.name.startswith("Stream")]  # of a GPU
+            lines = streams or [line for line in lines if line.name == "XLA Ops"]  # of a TPU
+        for line in lines:
             for event in line.events:
                 # A CPU's loops are events that contain those of their bodies.
                 own = any(key == "hlo_op" for key, _ in event.stats)

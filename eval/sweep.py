@@ -80,10 +80,16 @@ def make_mesh(text: str | None) -> Mesh | None:
 def random_prompts(
     batch: int, longest: int, shortest: int, mask_id: int, seed: int
 ) -> list[list[int]]:
-    """Random tokens; the first row is the longest, the others are of any length from `shortest`."""
-    rng = np.random.default_rng(seed)
-    lengths = [longest, *rng.integers(shortest, longest + 1, batch - 1).tolist()]
-    return [rng.integers(0, mask_id, n).tolist() for n in lengths]
+    """Random tokens; the first row is the longest, the others are of any length from `shortest`.
+
+    A row is the same in a batch of any size.
+    """
+    rows = []
+    for row in range(batch):
+        rng = np.random.default_rng([seed, row])
+        length = longest if row == 0 else rng.integers(shortest, longest + 1)
+        rows.append(rng.integers(0, mask_id, length).tolist())
+    return rows
 
 
 def cases(args: argparse.Namespace) -> list[Case]:
@@ -139,7 +145,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
             check_mesh(devices, model_config)
         quantize = None if quantize == "none" else quantize
         settings = {
-            "model": args.checkpoint or args.size,
+            "model": Path(args.checkpoint).name if args.checkpoint else args.size,
             "weights": "checkpoint" if args.checkpoint else "random",
             "dtype": args.dtype,
             "quantize": quantize,
@@ -154,8 +160,8 @@ def cases(args: argparse.Namespace) -> list[Case]:
             "shortest_prompt": None if texts or batch == 1 else args.unequal,
             "problems": Path(args.problems).name if texts else None,
             "seed": args.seed,
-            "target_nfe": args.target_nfe,
-            "lock_step": args.lock_step,
+            "target_nfe": args.target_nfe if batch == 1 else None,
+            "lock_step": args.lock_step and batch > 1,
             "references": [],
         }
         if batch == 1 and quantize is None and mesh is None:

@@ -48,6 +48,7 @@ def result(ms: float = 5.0, date: str = "2026-01-01", **settings: Any) -> dict[s
         "floor_refresh": floor,
         "floor_step": floor,
         "floor_run": {"ms": 900.0, "ratio": 1.2},
+        "columns": {"refresh_needed": 1056.0, "refresh_fed": 1088.0},
         "compile_seconds": 12.0,
         "program_memory_gb": 20.0,
     }

@@ -82,7 +82,7 @@ def time_reference(
       config: sizes.
       decode: what to run; `check_reference` says what each program can do.
       prompt: token ids.
-      repeats: timed runs at most; no further one starts after 10 s of them (`device.timed`).
+      repeats: timed runs at most; no further one starts after 5 s of them (`device.timed`).
 
     Returns:
       "seconds" (median of the timed "runs", after a warm-up), "nfe" as the program itself counts,
