@@ -197,9 +197,11 @@ def denoise(
 
     states, committed_by = progress.states, progress.committed_by
     if states is not None and committed_by is not None:
-        rows = jnp.arange(len(needed))
         index = jnp.where(needed, progress.nfe, states.shape[1])  # out of bounds: dropped
-        states = states.at[rows, index].set(progress.answer, mode="drop")
+        # Row by row (vmap): a row's states stay on the devices that have the row.
+        states = jax.vmap(lambda s, i, x: s.at[i].set(x, mode="drop"))(
+            states, index, progress.answer
+        )
         by = lax.dynamic_slice_in_dim(committed_by, block * length, length, axis=1)
         for rule, positions in enumerate(
             (transferred, window.positions, run.positions, final.positions)

@@ -21,7 +21,7 @@ BATCH, LENGTH, GEN, PROMPT = 4, 16, 64, 64
 BLOCK, STEP = 1, 2  # depth of the refresh, and of a block step
 
 
-def compiled(sizes: dict[str, int], **options: Any) -> jax.stages.Compiled:
+def compiled(sizes: dict[str, int], trace: bool = False, **options: Any) -> jax.stages.Compiled:
     """A decode program for the first devices, arranged in a mesh."""
     count = sizes.get("data", 1) * sizes.get("fsdp", 1) * sizes.get("tensor", 1)
     mesh = make_mesh(**sizes, devices=jax.devices()[:count])
@@ -30,7 +30,7 @@ def compiled(sizes: dict[str, int], **options: Any) -> jax.stages.Compiled:
     )
     rows = named_sharding(mesh, ("batch",))
     decoding = r2jax.DecodeConfig(gen_length=GEN, block_length=LENGTH, **options)
-    static, scalars = decoding.split(CONFIG.eos_id)
+    static, scalars = decoding.split(CONFIG.eos_id, trace=trace)
     keys = None
     if static.needs_key:
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), BATCH))
@@ -77,7 +77,7 @@ def test_tensor_parallel_decode_adds_up_activations(sizes: dict[str, int], optio
 
 @pytest.mark.parametrize("options", [{}, {"cache": "none", "stop_at_eos": True}], ids=str)
 def test_data_parallel_decode_asks_only_whether_a_row_is_unfinished(options: dict[str, Any]):
-    program = compiled({"data": 4}, **options)
+    program = compiled({"data": 4}, trace=True, **options)
     asked = Collective("all-reduce", ("pred[]",), 1, BLOCK)
     assert sorted(found(program)) == [asked, asked._replace(depth=STEP)]
 
