@@ -123,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--mesh",
-        metavar="AXIS=N,...",
-        help="split over all devices, e.g. data=2,tensor=4; axes: data, fsdp, tensor [one device]",
+        metavar="data=N,tensor=N",
+        help="split over all devices: rows over data, weights over tensor [one device]",
     )
     options.add_decode_options(command)
 

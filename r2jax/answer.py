@@ -25,7 +25,7 @@ from r2jax.generate import check_config, check_prompts
 from r2jax.journal import Journal
 from r2jax.model import Transformer
 from r2jax.prompts import Prompt, read_prompts
-from r2jax.sharding import check_mesh, make_mesh
+from r2jax.sharding import check_decode_mesh, check_mesh, make_mesh
 from r2jax.text import (
     check_tokenizer,
     decode_answers,
@@ -98,6 +98,7 @@ def _job(
     check_config(config, sizes)
     if mesh is not None:
         check_mesh(mesh, sizes)
+        check_decode_mesh(mesh)
     names = [prompt.where for prompt in prompts]
     ids = encode(tokenizer, [prompt.text for prompt in prompts], chat=chat, names=names)
     stopping, ends = with_ends(config, tokenizer, sizes, chat=chat)
