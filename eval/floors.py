@@ -56,9 +56,8 @@ def columns(config: DecodeConfig, block: int) -> tuple[int, int]:
     length = config.block_length or config.gen_length
     end = (block + 1) * length
     suffix = config.gen_length - end
-    window = getattr(config, "window_size", None)
-    if window is not None and suffix > window:
-        suffix = window + 1
+    if config.window_size is not None and suffix > config.window_size:
+        suffix = config.window_size + 1
     if config.cache == "none":
         return end + suffix, end + suffix
     if config.cache == "prefix":

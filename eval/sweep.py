@@ -25,11 +25,7 @@ from r2jax.sharding import check_mesh
 from r2jax.text import encode, generation_defaults, load_tokenizer
 
 QUANTIZE = ("none", *get_args(Quantization))
-RULES = tuple(
-    name
-    for name in ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
-    if hasattr(r2jax.DecodeConfig, name)
-)
+RULES = ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +148,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
             "mesh": mesh,
             "rules": rules,
             "cache": config.cache,
-            "window_size": getattr(config, "window_size", None),
+            "window_size": config.window_size,
             "gen_length": gen_length,
             "block_length": config.block_length,
             "batch": batch,
