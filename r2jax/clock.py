@@ -144,8 +144,8 @@ class Meter:
         if self._compiling >= 0.05:
             parts.append(f"{self._compiling:.1f} s compiling")
         if left := self._total - self._before - self._prompts:
-            parts.insert(0, f"{self._total - left} of {self._total} prompts")
-            parts.append(f"{_duration(left / rate)} left")
+            done = f"{self._total - left} of {self._total} prompts"
+            parts = [done, f"{_duration(left / rate)} left", *parts]
         return ", ".join(parts)
 
     def _say(self, line: str) -> None:

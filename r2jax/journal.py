@@ -151,9 +151,12 @@ class Journal:
         self._file.truncate(end)
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:  # a full disk, which names no file by itself
+            raise OSError(error.errno, error.strerror, str(self.partial)) from error
 
 
 def _line(value: Any) -> bytes:

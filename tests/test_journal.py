@@ -1,6 +1,8 @@
 """A journal loses and repeats nothing, wherever it was cut."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -134,3 +136,14 @@ def test_misuse(tmp_path):
             journal.finish()
     with pytest.raises(OSError):
         Journal(tmp_path / "no" / "such" / "directory", {}, 2)
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Journal(tmp_path / "out", {}, 2) as journal:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*out\.partial"):
+            journal.append({0: "x"})
+        assert not journal.done

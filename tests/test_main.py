@@ -363,7 +363,7 @@ def test_meter(capsys, monkeypatch):
     first, middle, last = err.splitlines()
     assert out == "result\n" and first == "decoding 8 prompts (2 are done) ..."
     assert middle == (
-        "4 of 8 prompts, 0.5 prompts/s, 25 tokens/s, mean NFE 15.0, 1.5 s compiling, 8 s left"
+        "4 of 8 prompts, 8 s left, 0.5 prompts/s, 25 tokens/s, mean NFE 15.0, 1.5 s compiling"
     )
     assert re.fullmatch(
         r"decoding 8 prompts \(2 are done\): [\d.]+ s, 1 prompts/s, 100 tokens/s, "
