@@ -15,7 +15,6 @@ import argparse
 import datetime
 import json
 import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -36,7 +35,7 @@ from eval.measure import Program, measure
 from eval.profile_summary import kernel_table, summarise
 from eval.random_model import SIZES, random_model
 from eval.references import ADAPTERS, parse_reference, time_reference
-from eval.sweep import QUANTIZE, RULES, Case, Results, cases, make_mesh, mesh_sizes
+from eval.sweep import QUANTIZE, RULES, Case, Results, cases, command_line, make_mesh, mesh_sizes
 from r2jax.cli import Parser, check_output, run
 from r2jax.quantize import DTYPES
 
@@ -95,14 +94,6 @@ def _profile(directory: str, case: Case, program: Program, result: dict[str, Any
         return summarise(path)
     except ValueError as error:  # the trace itself is kept
         return {"error": str(error)}
-
-
-def _public(word: str) -> str:
-    """A word of the command line without the directories of this machine."""
-    name, _, path = word.rpartition("=")
-    if name in ADAPTERS:
-        return f"{name}={Path(path).name}"
-    return Path(word).name if Path(word).is_absolute() else word
 
 
 def _first_line(error: Exception) -> str:
@@ -210,7 +201,7 @@ def main(argv: list[str] | None = None) -> None:
     console.print(f"{len(wanted)} configurations, {len(wanted) - len(todo)} of them done already")
     narrow = {str(DTYPES[case.quantize]) for case in todo if case.quantize}
     rates = measure_rates({args.dtype, *narrow}) if todo else Rates(1.0, {})
-    command = "python -m eval.bench " + shlex.join(map(_public, words))
+    command = command_line(words)
     held: tuple[Any, r2jax.Transformer, dict[str, Any]] | None = None
     for case in todo:
         key = (case.mesh, case.quantize)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -67,10 +67,40 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return result
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """All results for a page."""
-    lines = [HEADER, ["---"] * len(HEADER), *map(cells, rows)]
+def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table for a page."""
+    lines = [header, ["---"] * len(header), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+COMPILED_HEADER = (
+    *("topology", "mesh", "batch", "weights", "a device needs", "it has", "fits"),
+    *("exchanged in a refresh", "in a block step", "compile s"),
+)
+
+
+def compiled_cells(row: dict[str, Any]) -> list[str]:
+    """A result of `--compile-only` under `COMPILED_HEADER`."""
+
+    def exchanged(where: str) -> str:
+        ours = [c for c in row.get("collectives", []) if c["where"] == where]
+        return f"{sum(c['bytes'] * c['count'] for c in ours) / 1e6:,.1f} MB"
+
+    def gib(value: float | None) -> str:
+        return "-" if value is None else f"{value / 2**30:.1f} GiB"
+
+    return [
+        row["topology"],
+        ", ".join(f"{axis}={n}" for axis, n in row["mesh"].items()),
+        str(row["batch"]),
+        gib(row["weight_bytes"]),
+        gib(row.get("total_bytes")),
+        gib(row["hbm_bytes"]),
+        "yes" if row["fits"] else "no",
+        exchanged("refresh"),
+        exchanged("block step"),
+        _number(row.get("compile_seconds"), 0),
+    ]
 
 
 def further(row: dict[str, Any]) -> list[str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +28,7 @@ from rich.table import Table
 
 import r2jax
 from eval.random_model import SIZES
-from eval.sweep import RULES, mesh_sizes
+from eval.sweep import RULES, command_line, mesh_sizes
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import Parser, check_output, write_json
 from r2jax.generate import bucket, check_config
@@ -260,7 +259,7 @@ def main(argv: list[str]) -> None:
         gen_length=args.gen_length, block_length=args.block_length, **options
     )
     result: dict[str, Any] = {
-        "command": "python -m eval.bench " + shlex.join(argv),
+        "command": command_line(argv),
         "versions": {
             name: metadata.version(name)
             for name in ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin")

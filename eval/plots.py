@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import matplotlib.figure
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from eval.bench_table import further, markdown
+from eval.bench_table import COMPILED_HEADER, HEADER, compiled_cells, further, markdown
+from eval.bench_table import cells as row_cells
 from r2jax.cli import Parser, run
 from r2jax.quantize import DTYPES
 
@@ -293,19 +294,43 @@ def draw(rows: list[Row], directory: Path) -> list[Path]:
     return files
 
 
-def read(paths: Sequence[str]) -> list[Row]:
-    """The results of all files that succeeded.
+def read(paths: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """The results of all files: those timed, and those of `--compile-only`, which get the command
+    and the versions of their file.
 
     Raises:
       ValueError: a file is not one of eval.bench.
     """
-    rows = []
+    timed, compiled = [], []
     for path in paths:
         try:
-            rows += json.loads(Path(path).read_text(encoding="utf-8"))["results"]
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            for row in content["results"]:
+                if "topology" in row:
+                    compiled.append({**row, **{k: content[k] for k in ("command", "versions")}})
+                else:
+                    timed.append({**row, "status": row["status"]})
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is no file of eval.bench") from None
-    return rows
+    return timed, compiled
+
+
+def pages(timed: list[Row], compiled: list[Row]) -> Iterator[str]:
+    """Markdown: a table for every command, with the circumstances."""
+    for rows, header, cells in (
+        (timed, HEADER, row_cells),
+        (compiled, COMPILED_HEADER, compiled_cells),
+    ):
+        for command in dict.fromkeys(row["command"] for row in rows):
+            part = [row for row in rows if row["command"] == command]
+            first = part[0]
+            said = [", ".join(f"{name} {v}" for name, v in first["versions"].items())]
+            if "device" in first:
+                said = [first["device"]["kind"], *said, first["date"][:10]]
+            yield f"`{command}`\n\n{'; '.join(said)}\n\n{markdown(header, map(cells, part))}\n"
+            lines = [f"- {line}" for row in part if "status" in row for line in further(row)]
+            if lines:
+                yield "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -316,17 +341,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not Path(args.output).is_dir():
         raise ValueError(f"--output {args.output!r} is no directory")
-    rows = read(args.results)
-    for path in draw([row for row in rows if row["status"] == "ok"], Path(args.output)):
+    timed, compiled = read(args.results)
+    for path in draw([row for row in timed if row["status"] == "ok"], Path(args.output)):
         print(path, file=sys.stderr)
-    for command in dict.fromkeys(row["command"] for row in rows):
-        part = [row for row in rows if row["command"] == command]
-        first = part[0]
-        versions = ", ".join(f"{name} {v}" for name, v in first["versions"].items())
-        print(f"\n`{command}`\n\n{first['device']['kind']}; {versions}; {first['date'][:10]}\n")
-        print(markdown(part))
-        lines = [f"- {line}" for row in part for line in further(row)]
-        print("\n" + "\n".join(lines) if lines else "")
+    for page in pages(timed, compiled):
+        print(page)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import itertools
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 
 import r2jax
 from eval.random_model import SIZES
-from eval.references import check_reference
+from eval.references import ADAPTERS, check_reference
 from eval.strategies import read_problems
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import write_json
@@ -176,6 +178,18 @@ def cases(args: argparse.Namespace) -> list[Case]:
                 f"--reference {name}: runs at batch 1, not quantised and on one device only"
             )
     return found
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The command, as results keep it: without the directories of this machine."""
+
+    def public(word: str) -> str:
+        name, _, path = word.rpartition("=")
+        if name in ADAPTERS:
+            return f"{name}={Path(path).name}"
+        return Path(word).name if Path(word).is_absolute() else word
+
+    return "python -m eval.bench " + shlex.join(map(public, words))
 
 
 class Results:

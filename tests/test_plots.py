@@ -135,6 +135,29 @@ def test_the_table_has_every_result_under_its_command(tmp_path: Path, capsys):
     assert "| r2 | dual | 256 | 64 | bfloat16 | - | out of memory |" in out
 
 
+def test_what_was_only_compiled_is_a_table_of_its_own(tmp_path: Path, capsys):
+    row = {
+        "topology": "v5e-8", "devices": 8, "mesh": {"data": 1, "tensor": 8}, "batch": 1,
+        "weight_bytes": 2**31, "total_bytes": 2**32, "hbm_bytes": 2**34, "fits": True,
+        "compile_seconds": 132.4,
+        "collectives": [
+            {"where": "refresh", "kind": "all-reduce", "shapes": [], "bytes": 9e6, "count": 64},
+            {"where": "block step", "kind": "all-reduce", "shapes": [], "bytes": 2e5, "count": 64},
+            {"where": "block step", "kind": "all-gather", "shapes": [], "bytes": 1e3, "count": 2},
+        ],
+    }  # fmt: skip
+    path = tmp_path / "compiled.json"
+    content = {"command": "python -m eval.bench --compile-only", "versions": {"jax": "0.10.2"}}
+    path.write_text(json.dumps({**content, "results": [row]}))
+    plots.main([str(path), "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "`python -m eval.bench --compile-only`" in out and "jax 0.10.2" in out
+    assert (
+        "| v5e-8 | data=1, tensor=8 | 1 | 2.0 GiB | 4.0 GiB | 16.0 GiB | yes | 576.0 MB "
+        "| 12.8 MB | 132 |"
+    ) in out
+
+
 def test_mistakes_are_one_line(tmp_path: Path, capsys):
     path = tmp_path / "x.json"
     path.write_text("{}")
