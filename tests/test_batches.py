@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from flax import nnx
 import r2jax
 from r2jax import batches
 from r2jax.batches import generate_many, plan_batches
-from r2jax.decode import decode
 from tests import tiny_checkpoint as tiny
 
 SHORT = r2jax.DecodeConfig(gen_length=16, block_length=8)
@@ -65,6 +66,7 @@ def test_done_rows_are_skipped_and_the_rest_keep_their_keys(model, prompts):
 
 
 def test_a_program_for_each_width(model, prompts):
+    decode: Any = r2jax.decode  # pyright does not see the jitted function's attributes
     decode.clear_cache()
     found = list(generate_many(model, prompts, SHORT, batch_size=2))
     assert [batch.indices for batch in found] == [[1, 7], [2, 5], [0, 3], [4, 6]]
