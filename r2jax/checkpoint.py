@@ -9,17 +9,15 @@ bytes. Nothing here unpickles, and no code of a checkpoint is run.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
-from flax import nnx
 from huggingface_hub import snapshot_download
 from jax.sharding import Mesh, Sharding
 
@@ -28,8 +26,12 @@ from r2jax.atomic import new_directory
 from r2jax.config import ModelConfig
 from r2jax.hf import hf_names, is_buffer
 from r2jax.model import Transformer
-from r2jax.sharding import check_mesh, named_sharding
+from r2jax.quantize import DTYPES as NARROW
+from r2jax.quantize import Quantization
+from r2jax.sharding import check_mesh
 from r2jax.tensors import DTYPES, CheckpointError, Tensor, check
+from r2jax.weights import abstract, apart, assemble
+from r2jax.weights import quantized as quantized_tensors
 
 Kind = Literal["hf", "converted"]
 Files = Mapping[str, bytes | Path]
@@ -64,6 +66,8 @@ class Checkpoint:
     kind: Kind
     skipped: tuple[str, ...] = ()
     """Derived buffers in the files (rotary frequencies) that are computed instead."""
+    quantized: Quantization | None = None
+    """What the layers' projections are stored as, beside their scales (converted only)."""
 
     @property
     def nbytes(self) -> int:
@@ -72,18 +76,25 @@ class Checkpoint:
 
 
 def load(
-    source: str | os.PathLike[str], dtype: Any = None, mesh: Mesh | None = None
+    source: str | os.PathLike[str],
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    *,
+    quantize: Quantization | None = None,
+    fused: bool = True,
 ) -> Transformer:
     """The model of a checkpoint, on its devices.
 
-    Tensors are read one by one, the largest first, straight into (sharded) arrays: beside the
-    arrays the host never holds more than one tensor.
+    Tensors are read one by one straight into (sharded) arrays: beside the model, host and device
+    never hold more than the parts of one matrix.
 
     Args:
       source: a directory (Hugging Face or converted), a bundled model's name, or a hub id.
       dtype: of the parameters, the activations and the logits: bfloat16, float16 or float32. None:
         as stored.
       mesh: from `r2jax.sharding.make_mesh`; None: JAX's default device.
+      quantize: "fp8" or "int8": the layers' projections in 8 bits (quantize.py). None: as stored.
+      fused: lay the weights out for decoding (fuse.py); False: apart, for training.
 
     Raises:
       CheckpointError: not found, damaged, of an unknown architecture, tensors missing, unexpected
@@ -99,14 +110,26 @@ def load(
         target = None
     if target is None or target not in DTYPES.values():
         raise ValueError(f"dtype must be bfloat16, float16 or float32, got {dtype!r}")
-    graph, parameters = _abstract(checkpoint.config)
-    shardings = _shardings(parameters, mesh)
-    arrays = {
-        name: tensor.array(target, shardings[name])
-        for name, tensor in sorted(checkpoint.tensors.items(), key=lambda item: -item[1].nbytes)
-    }
-    state = [(_path(name), param.replace(arrays[name])) for name, param in parameters.items()]
-    return nnx.merge(graph, nnx.from_flat_state(state))
+    if quantize not in (None, *get_args(Quantization)):
+        raise ValueError(f'quantize must be "fp8", "int8" or None, got {quantize!r}')
+    if quantize is not None and checkpoint.quantized not in (None, quantize):
+        raise CheckpointError(
+            f"{source} is quantised to {checkpoint.quantized} already; load the original to "
+            f"have {quantize}"
+        )
+
+    def read(name: str, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
+        return checkpoint.tensors[name].array(dtype, sharding)
+
+    return assemble(
+        checkpoint.config,
+        read,
+        dtype=target,
+        fused=fused,
+        quantize=quantize or checkpoint.quantized,
+        stored=checkpoint.quantized is not None,
+        mesh=mesh,
+    )
 
 
 def resolve(source: str | os.PathLike[str], *, weights: bool = True) -> Path:
@@ -162,13 +185,16 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         raise
     except ValueError as error:
         raise CheckpointError(str(error)) from None
-    shapes = parameter_shapes(config)
     skipped: tuple[str, ...] = ()
     kind = _kind(directory)
+    quantized = None
     if kind == "converted":
         tensors = orbax_files.open_tensors(directory / _PARAMS)
-        check(tensors, shapes, directory)
+        quantized = _quantization(tensors)
+        narrow = NARROW[quantized] if quantized else None
+        check(tensors, parameter_shapes(config, quantized), directory, narrow)
     else:
+        shapes = parameter_shapes(config)
         stored = safetensors_files.open_tensors(directory)
         names = hf_names(config.model_type, shapes)
         skipped = tuple(name for name in stored if is_buffer(name))
@@ -180,7 +206,28 @@ def open_checkpoint(directory: str | os.PathLike[str]) -> Checkpoint:
         for file in sorted(directory.iterdir())
         if file.is_file() and not file.name.startswith(".") and not file.name.endswith(_WEIGHTS)
     }
-    return Checkpoint(config=config, tensors=tensors, files=files, kind=kind, skipped=skipped)
+    return Checkpoint(
+        config=config,
+        tensors=tensors,
+        files=files,
+        kind=kind,
+        skipped=skipped,
+        quantized=quantized,
+    )
+
+
+def quantized(checkpoint: Checkpoint, kind: Quantization) -> Checkpoint:
+    """The checkpoint with its projections in 8 bits, to be written as a converted one.
+
+    Raises:
+      CheckpointError: it is quantised already.
+    """
+    if checkpoint.quantized:
+        raise CheckpointError(
+            f"the checkpoint is quantised to {checkpoint.quantized} already; quantise the original"
+        )
+    tensors = quantized_tensors(checkpoint.tensors, checkpoint.config, kind)
+    return dataclasses.replace(checkpoint, tensors=tensors, quantized=kind)
 
 
 def _kind(directory: Path) -> Kind:
@@ -258,6 +305,11 @@ def write(
     Raises:
       CheckpointError: the directory exists, or there is no room for it.
     """
+    if kind == "hf" and checkpoint.quantized:
+        raise CheckpointError(
+            f"the model is quantised to {checkpoint.quantized}, which Hugging Face's layout has no "
+            "place for; write the original, or kind 'converted'"
+        )
     sizes = [
         len(f) if isinstance(f, bytes) else f.stat().st_size for f in checkpoint.files.values()
     ]
@@ -276,57 +328,41 @@ def write(
 
 
 def _of_model(model: Transformer, files: Files | None) -> Checkpoint:
-    tensors = {}
-    for name, param in _flat(nnx.state(model, nnx.Param)).items():
-        value: jax.Array = param.get_value()
-        tensors[name] = Tensor(
-            shape=value.shape,
-            dtype=np.dtype(value.dtype),
-            read=lambda value=value: np.asarray(value),
-        )
+    tensors = apart(model)
     files = dict(files or {})
     if "config.json" not in files:
         config = model.config.to_hf(dtype=str(model.dtype))
         files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    return Checkpoint(config=model.config, tensors=tensors, files=files, kind="converted")
+    return Checkpoint(
+        config=model.config,
+        tensors=tensors,
+        files=files,
+        kind="converted",
+        quantized=_quantization(tensors),
+    )
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of a model, by its path, such as "layers.3.q_proj.weight"."""
-    _, parameters = _abstract(config)
+def _quantization(tensors: Mapping[str, Tensor]) -> Quantization | None:
+    found = {tensor.dtype for tensor in tensors.values()}
+    return next((kind for kind, dtype in NARROW.items() if dtype in found), None)
+
+
+def parameter_shapes(
+    config: ModelConfig, quantize: Quantization | None = None
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of a checkpoint, by its path, such as
+    "layers.3.q_proj.weight"."""
+    _, parameters = abstract(config, quantize=quantize)
     return {name: param.get_value().shape for name, param in parameters.items()}
 
 
-@functools.lru_cache(maxsize=1)  # 1.3 s with 32 layers, and `load` needs it twice
-def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, Mapping[str, nnx.Variable]]:
-    """The model without values: its graph, and its parameters by path (any dtype)."""
-    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(model)
-    return graph, _flat(state)
-
-
-def _flat(state: nnx.State) -> dict[str, Any]:
-    return {".".join(map(str, path)): param for path, param in nnx.to_flat_state(state)}
-
-
-def _path(name: str) -> tuple[str | int, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in name.split("."))
-
-
 def _dtype(checkpoint: Checkpoint, source: object) -> np.dtype:
-    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    dtypes = {
+        tensor.dtype
+        for name, tensor in checkpoint.tensors.items()
+        if tensor.dtype not in NARROW.values() and not name.endswith(".scale")
+    }
     if len(dtypes) > 1:
         names = ", ".join(sorted(map(str, dtypes)))
         raise CheckpointError(f"{source} mixes {names}; say which dtype the model should have")
     return dtypes.pop()
-
-
-def _shardings(
-    parameters: Mapping[str, nnx.Variable], mesh: Mesh | None
-) -> dict[str, Sharding | None]:
-    if mesh is None:
-        return dict.fromkeys(parameters)
-    return {
-        name: named_sharding(mesh, param.get_metadata("logical_axes"))
-        for name, param in parameters.items()
-    }

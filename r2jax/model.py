@@ -8,6 +8,9 @@ Legend of the shapes:
 
 Weights are kept in the orientation of the checkpoint, [out, in]: loading and saving never
 transpose, and it is the orientation that the tensor cores' 8-bit products read.
+
+For decoding, weights that read the same input lie in one matrix (`fused`, see fuse.py): a layer is
+four products instead of seven, and XLA has nothing left to concatenate.
 """
 
 from __future__ import annotations
@@ -19,12 +22,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from r2jax.attention import Kernel, attention
+from r2jax import kernels
+from r2jax.attention import attend, on_nvidia, on_shards, rotary
 from r2jax.cache import Cache, LayerCache
 from r2jax.config import ModelConfig
+from r2jax.quantize import DTYPES, Quantization, quantized_product
+from r2jax.sharding import batch_axes
 
 
 def precision_of(dtype: jnp.dtype) -> str:
@@ -33,7 +40,7 @@ def precision_of(dtype: jnp.dtype) -> str:
 
 
 class Linear(nnx.Module):
-    """y = x Wᵀ (+ b)."""
+    """y = x Wᵀ (+ b), on 8-bit operands where the weight is quantised."""
 
     def __init__(
         self,
@@ -44,14 +51,21 @@ class Linear(nnx.Module):
         bias: bool = False,
         std: float,
         dtype: DTypeLike,
+        quantize: Quantization | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         weight = std * jax.random.normal(rngs.params(), (d_out, d_in), jnp.float32)
-        self.weight = nnx.Param(weight.astype(dtype), logical_axes=axes)
+        stored = DTYPES[quantize] if quantize else dtype
+        self.weight = nnx.Param(weight.astype(stored), logical_axes=axes)
+        ones = jnp.ones((d_out,), jnp.float32)
+        self.scale = nnx.Param(ones, logical_axes=axes[:1]) if quantize else None
         self.bias = nnx.Param(jnp.zeros((d_out,), dtype), logical_axes=axes[:1]) if bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+        if self.scale is not None:
+            y = quantized_product(x, self.weight[...], self.scale[...])
+        else:
+            y = jnp.einsum("...i,oi->...o", x, self.weight[...])
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -125,89 +139,83 @@ class Embedding(nnx.Module):
         return embed(self.weight[...], tokens, self.frequent)
 
 
-def rotary(
-    positions: Int[Array, "B S"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B S 1 h"], Float[Array, "B S 1 h"]]:
-    """cos and sin of the half-split rotary embedding, float32, one pair for all layers and
-    heads."""
-    frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    angle = jnp.concatenate([angle, angle], axis=-1)
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(
-    x: Float[Array, "B S N h"],
-    cos: Float[Array, "B S 1 h"],
-    sin: Float[Array, "B S 1 h"],
-) -> Float[Array, "B S N h"]:
-    """Rotate in float32 and cast back (LLaDA's rope_full_precision)."""
-    x32 = x.astype(jnp.float32)
-    a, b = jnp.split(x32, 2, axis=-1)
-    return (x32 * cos + jnp.concatenate([-b, a], axis=-1) * sin).astype(x.dtype)
-
-
 class Layer(nnx.Module):
     """x + Attention(RMSNorm(x)), then x + MLP(RMSNorm(x)) with a SiLU-gated MLP."""
 
-    def __init__(self, config: ModelConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike,
+        fused: bool,
+        quantize: Quantization | None,
+        mesh: Mesh | None,
+        rngs: nnx.Rngs,
+    ) -> None:
         d, f, h = config.hidden_size, config.intermediate_size, config.head_dim
         n, k = config.num_heads * h, config.num_kv_heads * h
-        make = functools.partial(Linear, dtype=dtype, rngs=rngs)
+        make = functools.partial(Linear, dtype=dtype, quantize=quantize, rngs=rngs)
         # Each residual branch starts small, so that depth does not blow up the sum (GPT-2's
         # scaling).
         branch = 0.02 / (2 * config.num_layers) ** 0.5
         bias = config.qkv_bias
         self.attn_norm = RMSNorm(d, config.rms_norm_eps, dtype=dtype)
-        self.q_proj = make(d, n, ("heads", "embed"), bias=bias, std=0.02)
-        self.k_proj = make(d, k, ("kv_heads", "embed"), bias=bias, std=0.02)
-        self.v_proj = make(d, k, ("kv_heads", "embed"), bias=bias, std=0.02)
-        self.o_proj = make(n, d, ("embed", "heads"), std=branch)
         self.mlp_norm = RMSNorm(d, config.rms_norm_eps, dtype=dtype)
-        self.gate_proj = make(d, f, ("mlp", "embed"), std=0.02)
-        self.up_proj = make(d, f, ("mlp", "embed"), std=0.02)
+        if fused:
+            self.qkv_proj = make(d, n + 2 * k, ("kv_heads", "embed"), bias=bias, std=0.02)
+            self.gate_up_proj = make(d, 2 * f, ("mlp", "embed"), std=0.02)
+        else:
+            self.q_proj = make(d, n, ("heads", "embed"), bias=bias, std=0.02)
+            self.k_proj = make(d, k, ("kv_heads", "embed"), bias=bias, std=0.02)
+            self.v_proj = make(d, k, ("kv_heads", "embed"), bias=bias, std=0.02)
+            self.gate_proj = make(d, f, ("mlp", "embed"), std=0.02)
+            self.up_proj = make(d, f, ("mlp", "embed"), std=0.02)
+        self.o_proj = make(n, d, ("embed", "heads"), std=branch)
         self.down_proj = make(f, d, ("embed", "mlp"), std=branch)
-        self.head_dim = h
-        self.attention_kernel: Kernel = "xla"
+        self.fused, self.mesh = fused, mesh
+        self.kv_heads, self.head_dim = config.num_kv_heads, h
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        cos: Float[Array, "B S 1 h"],
-        sin: Float[Array, "B S 1 h"],
+        rope: tuple[Float[Array, "B S h"], Float[Array, "B S h"]],
         key_lengths: Int[Array, " B"] | None,
         cache: LayerCache | None,
         start: Int[Array, ""] | int,
         keep: Int[Array, ""] | int,
     ) -> tuple[Float[Array, "B S D"], LayerCache]:
+        qkv = self._qkv(self.attn_norm(x))
+        y, cache = attend(qkv, rope, key_lengths, cache, start, keep, self.mesh)
+        x = x + self.o_proj(y.reshape(*y.shape[:2], -1))
+        return x + self.down_proj(self._gated(self.mlp_norm(x))), cache
+
+    def _qkv(self, y: Float[Array, "B S D"]) -> Float[Array, "B S K G h"]:
+        """By key head: its queries, then its key and its value."""
+
         def heads(y: Array) -> Array:
-            return y.reshape(*y.shape[:-1], -1, self.head_dim)
+            return y.reshape(*y.shape[:2], self.kv_heads, -1, self.head_dim)
 
-        y = self.attn_norm(x)
-        q = rotate(heads(self.q_proj(y)), cos, sin)
-        k = rotate(heads(self.k_proj(y)), cos, sin)
-        v = heads(self.v_proj(y))
-        fresh = LayerCache(k, v)
-        cache = fresh if cache is None else _overwrite(cache, fresh, start, keep)
-        y = attention(q, cache.k, cache.v, key_lengths, self.attention_kernel)
-        x = x + self.o_proj(y.reshape(*y.shape[:-2], -1))
-        y = self.mlp_norm(x)
-        return x + self.down_proj(jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)), cache
+        if self.fused:
+            return heads(self.qkv_proj(y))
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        return jnp.concatenate([heads(part(y)) for part in parts], axis=3)
 
-
-def _overwrite(
-    cache: LayerCache, fresh: LayerCache, start: Array | int, keep: Array | int
-) -> LayerCache:
-    """Write `fresh` at column `start`, leaving its first `keep` columns as they were."""
-
-    def write(old: Array, new: Array) -> Array:
-        if not (isinstance(keep, int) and keep == 0):
-            kept = lax.dynamic_slice_in_dim(old, start, new.shape[1], axis=1)
-            column = jnp.arange(new.shape[1])[None, :, None, None]
-            new = jnp.where(column < keep, kept, new)
-        return lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-
-    return LayerCache(write(cache.k, fresh.k), write(cache.v, fresh.v))
+    def _gated(self, y: Float[Array, "B S D"]) -> Float[Array, "B S F"]:
+        """silu(gate) * up."""
+        if not self.fused:
+            return jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)
+        weight = self.gate_up_proj.weight[...]
+        if kernels.fits_mlp(y.shape, weight, self.mesh) and on_nvidia():
+            rows = PartitionSpec(batch_axes(self.mesh, y.shape[0]))
+            run = on_shards(
+                kernels.gated_mlp,
+                self.mesh,
+                (rows, PartitionSpec("tensor")),
+                PartitionSpec(*rows, None, "tensor"),
+            )
+            return run(y, weight.reshape(-1, 2, weight.shape[-1]))
+        both = self.gate_up_proj(y).reshape(*y.shape[:2], -1, 2)
+        return jax.nn.silu(both[..., 0]) * both[..., 1]
 
 
 class Transformer(nnx.Module):
@@ -217,18 +225,30 @@ class Transformer(nnx.Module):
     Args:
       config: sizes.
       dtype: of the parameters, the activations and the logits.
+      fused: lay weights out for decoding; training and checkpoints have them apart.
+      quantize: the layers' projections in 8 bits.
+      mesh: that the parameters are sharded on.
       rngs: for fresh weights; `r2jax.load` replaces them.
     """
 
     def __init__(
-        self, config: ModelConfig, *, dtype: DTypeLike = jnp.float32, rngs: nnx.Rngs
+        self,
+        config: ModelConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        fused: bool = False,
+        quantize: Quantization | None = None,
+        mesh: Mesh | None = None,
+        rngs: nnx.Rngs,
     ) -> None:
         d, v = config.hidden_size, config.vocab_size
         self.config = config
+        self.mesh = mesh
         self.embed = Embedding(v, d, (config.mask_id, config.pad_id), dtype=dtype, rngs=rngs)
-        self.layers = nnx.List(
-            [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.num_layers)]
+        layer = functools.partial(
+            Layer, config, dtype=dtype, fused=fused, quantize=quantize, mesh=mesh, rngs=rngs
         )
+        self.layers = nnx.List([layer() for _ in range(config.num_layers)])
         self.norm = RMSNorm(d, config.rms_norm_eps, dtype=dtype)
         self.head = Linear(d, v, ("vocab", "embed"), std=0.02, dtype=dtype, rngs=rngs)
 
@@ -272,11 +292,11 @@ class Transformer(nnx.Module):
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
             x = self.embed(tokens)
-            cos, sin = rotary(positions, self.config.head_dim, self.config.rope_theta)
+            rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
             out = []
             for i, layer in enumerate(self.layers):
                 old = None if cache is None else cache[i]
-                x, new = layer(x, cos, sin, key_lengths, old, start, keep)
+                x, new = layer(x, rope, key_lengths, old, start, keep)
                 out.append(new)
             return x, tuple(out)
 

@@ -54,14 +54,23 @@ class Tensor:
 
 
 def check(
-    found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], source: object
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    source: object,
+    narrow: np.dtype | None = None,
 ) -> None:
     """Compare a checkpoint's tensors with those that its configuration asks for.
 
     Raises:
       CheckpointError: naming every missing, unexpected and misshapen tensor at once, and every
-        tensor whose number format is not bfloat16, float16 or float32.
+        tensor whose number format is not bfloat16, float16 or float32 (or, beside a scale,
+        `narrow`).
     """
+
+    def fits(name: str) -> bool:
+        scaled = name.removesuffix("weight") + "scale" in wanted and name.endswith("weight")
+        return found[name].dtype == narrow if scaled else found[name].dtype in DTYPES.values()
+
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
     shapes = [
@@ -72,7 +81,7 @@ def check(
     dtypes = [
         f"{name} is {tensor.dtype}"
         for name, tensor in found.items()
-        if name in wanted and tensor.dtype not in DTYPES.values()
+        if name in wanted and not fits(name)
     ]
     faults = [
         f"{len(names)} {what}: {', '.join(names)}"

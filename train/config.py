@@ -12,7 +12,6 @@ from r2jax.config import ModelConfig
 
 OptimizerName = Literal["adamw", "muon"]
 Dtype = Literal["float32", "bfloat16"]
-Attention = Literal["xla", "cudnn"]
 
 
 def _check(good: bool, name: str, value: object, wanted: str) -> None:
@@ -107,7 +106,6 @@ class TrainConfig:
     """Optimisation steps of the whole run: the schedule's end."""
     compute_dtype: Dtype = "bfloat16"
     """Of the forward and backward pass. Master weights and optimiser are float32."""
-    attention: Attention = "xla"
     steps_per_call: int = 50
     """Steps that the host starts at once; also the interval of the log."""
     eval_every: int = 1000
@@ -140,10 +138,7 @@ class TrainConfig:
             self.held_out,
             f"a multiple of batch_size = {self.batch_size}, or below it",
         )
-        for name, values in (
-            ("compute_dtype", get_args(Dtype)),
-            ("attention", get_args(Attention)),
-        ):
+        for name, values in (("compute_dtype", get_args(Dtype)),):
             _check(
                 getattr(self, name) in values,
                 name,

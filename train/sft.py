@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if state is None:
         state = initial()
         if args.init:
-            model = load(args.init)
+            model = load(args.init, fused=False)
             if model.config != config.model:
                 raise ValueError(f"--init {args.init} is {model.config}, not {config.model}")
             state = state._replace(params=template.read(model))

@@ -44,8 +44,6 @@ class Template:
         self.mesh = mesh
         self._make = lambda: Transformer(config.model, rngs=nnx.Rngs(config.seed))
         abstract = nnx.eval_shape(self._make)
-        for layer in abstract.layers:
-            layer.attention_kernel = config.attention
         leaves, self._tree = jax.tree.flatten_with_path(abstract)
         self._names = [
             jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
