@@ -203,7 +203,7 @@ def _report(found: Cost, topology: Topology, places: tuple[str, ...]) -> dict[st
 
 
 def _print(rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table("topology", "mesh", "batch", title="Memory of one device, GiB")
+    table = Table("topology (devices)", "mesh", "batch", title="Memory of one device, GiB")
     for column in ("weights", "temporaries", "code", "total", "has", "fits", "GFLOP", "GB moved"):
         table.add_column(column, justify="right")
     table.add_column("compile s", justify="right")
@@ -214,8 +214,8 @@ def _print(rows: list[dict[str, Any]], console: Console) -> None:
 
     for row in rows:
         table.add_row(
-            f"{row['topology']} ({row['devices']} devices)",
-            ",".join(f"{axis}={n}" for axis, n in row["mesh"].items()),
+            f"{row['topology']} ({row['devices']})",
+            ",".join(f"{axis}={n}" for axis, n in row["mesh"].items() if n > 1) or "none",
             str(row["batch"]),
             number(row["weight_bytes"], GIB),
             *(number(row.get(f"{name}_bytes"), GIB) for name in ("temporary", "code", "total")),

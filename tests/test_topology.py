@@ -78,7 +78,7 @@ def compile_only(output: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def test_decode_compiles_for_tpus_that_are_not_here(tmp_path: Path):
     done = compile_only(tmp_path / "out.json", "--topology", "v5e-4", "--batch", "3")
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert "v5e-4 (4 devices)" in done.stdout
+    assert "v5e-4 (4)" in done.stdout
     (row,) = json.loads((tmp_path / "out.json").read_text())["results"]
     assert row["mesh"] == {"data": 1, "tensor": 4} and row["fits"]
     assert row["weight_bytes"] < row["argument_bytes"] < row["total_bytes"] < row["hbm_bytes"]
