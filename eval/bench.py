@@ -17,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def _model(args: argparse.Namespace, case: Case) -> tuple[r2jax.Transformer, dic
         model = random_model(size, dtype, args.seed, mesh, quantize=case.quantize)
     arrays = jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
     seconds = time.perf_counter() - start
-    return model, {"load_seconds": seconds, "weights_gb": sum(x.nbytes for x in arrays) / 1e9}
+    return model, {"seconds": seconds, "weights_gb": sum(x.nbytes for x in arrays) / 1e9}
 
 
 def _references(
@@ -96,14 +97,26 @@ def _profile(directory: str, case: Case, program: Program, result: dict[str, Any
         return {"error": str(error)}
 
 
+def _failure(error: Exception) -> dict[str, Any]:
+    """An error as a result."""
+    text = str(error).lower()
+    memory = "resource_exhausted" in text or "out of memory" in text
+    return {"status": "out of memory" if memory else "failed", "error": _first_line(error)}
+
+
 def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:300]}"
 
 
 def bench(
-    args: argparse.Namespace, case: Case, model: r2jax.Transformer, rates: Rates
+    args: argparse.Namespace,
+    case: Case,
+    model: r2jax.Transformer,
+    rates: Rates,
+    keep: Callable[[dict[str, Any]], Any],
 ) -> dict[str, Any]:
-    """Time one configuration; an error is a result as well."""
+    """Time one configuration; an error is a result as well. Other programs take minutes, so `keep`
+    gets what there is before they run."""
     try:
         program, result = measure(
             model,
@@ -116,16 +129,15 @@ def bench(
             target_nfe=case.settings["target_nfe"],
             trace_rows=case.settings["lock_step"],
         )
-        if case.settings["references"]:
-            result["references"] = _references(args, case, program, result)
+        result = {"status": "ok", **result}
         if args.profile:
             result["profile"] = _profile(args.profile, case, program, result)
-        return {"status": "ok", **result}
-    except jax.errors.JaxRuntimeError as error:
-        memory = "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-        return {"status": "out of memory" if memory else "failed", "error": _first_line(error)}
+        if case.settings["references"]:
+            keep(result)
+            result["references"] = _references(args, case, program, result)
+        return result
     except Exception as error:  # one configuration must not cost the results of the others
-        return {"status": "failed", "error": _first_line(error)}
+        return _failure(error)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -205,23 +217,29 @@ def main(argv: list[str] | None = None) -> None:
     held: tuple[Any, r2jax.Transformer, dict[str, Any]] | None = None
     for case in todo:
         key = (case.mesh, case.quantize)
-        if held is None or held[0] != key:
-            held = None  # before the next one is drawn: two would not fit
-            held = (key, *_model(args, case))
-        _, model, loaded = held
-        row = results.add(
-            {
-                "settings": case.settings,
-                "command": command,
-                "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "rates": {
-                    "copy_gb_per_s": rates.bytes_per_second / 1e9,
-                    "matmul_tflops": {k: v / 1e12 for k, v in rates.flops_per_second.items()},
-                },
-                **loaded,
-                **bench(args, case, model, rates),
-            }
-        )
+        row = {
+            "settings": case.settings,
+            "command": command,
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "rates": {
+                "copy_gb_per_s": rates.bytes_per_second / 1e9,
+                "matmul_tflops": {k: v / 1e12 for k, v in rates.flops_per_second.items()},
+            },
+        }
+        try:
+            if held is None or held[0] != key:
+                held = None  # before the next one is drawn: two would not fit
+                held = (key, *_model(args, case))
+        except Exception as error:
+            outcome = _failure(error)
+        else:
+            _, model, row["load"] = held
+
+            def keep(part: dict[str, Any], row: dict[str, Any] = row) -> None:
+                results.add({**row, **part})
+
+            outcome = bench(args, case, model, rates, keep)
+        row = results.add({**row, **outcome})
         console.print(headline(case.label, row), highlight=False, soft_wrap=True)
     rows = [(case.label, row) for case in wanted if (row := results.find(case.settings))]
     output = Console(width=165)

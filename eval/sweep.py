@@ -216,9 +216,12 @@ class Results:
         return next((row for row in self.rows if self._same(row, settings)), None)
 
     def done(self, settings: dict[str, Any]) -> bool:
-        """Whether there is one; one that failed, but for lack of memory, is tried again."""
+        """Whether there is one; one that failed, but for lack of memory, is tried again, and so is
+        one that was cut before the other programs had been timed."""
         row = self.find(settings)
-        return row is not None and row["status"] != "failed"
+        if row is None or row["status"] != "ok":
+            return row is not None and row["status"] == "out of memory"
+        return set(settings["references"]) <= set(row.get("references", {}))
 
     def add(self, row: dict[str, Any]) -> dict[str, Any]:
         """Keep a result (with device and versions), instead of one of the same settings."""

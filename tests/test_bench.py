@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import r2jax
-from eval import bench, device, floors, measure, profile_summary
+from eval import bench, device, floors, measure, profile_summary, sweep
 from eval.random_model import SIZES, random_model
 from eval.sweep import random_prompts
 from r2jax.cache import LayerCache
@@ -63,6 +63,7 @@ def test_bench_writes_what_it_measured_and_does_not_measure_it_twice(
     assert two["lock_step"]["mean_forwards_of_a_row"] == two["nfe_mean"]
     assert two["lock_step"]["bound_on_gain_of_independent_rows"] >= 1
     assert str(tmp_path) not in one["command"] and "--output bench.json" in one["command"]
+    assert one["load"]["seconds"] > 0 and one["load"]["weights_gb"] == two["load"]["weights_gb"]
     assert two["prompt_lengths"][0] == 70 and 20 <= two["prompt_lengths"][1] <= 70
     assert one["nfe"] == two["nfe"][:1]  # a row is the same in any batch
 
@@ -72,6 +73,33 @@ def test_bench_writes_what_it_measured_and_does_not_measure_it_twice(
     monkeypatch.setattr(bench, "_model", not_again)
     bench.main(words)
     assert read(path) == [one, two]
+
+
+def test_our_numbers_are_kept_before_other_programs_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "bench.json"
+    seen: list[dict[str, Any]] = []
+
+    def cut(*_: Any) -> None:
+        seen.extend(read(path))
+        raise KeyboardInterrupt
+
+    checkout = tmp_path / "checkout"
+    monkeypatch.setattr(bench, "parse_reference", lambda word: tuple(word.split("=")))
+    monkeypatch.setattr(sweep, "check_reference", lambda *_: None)
+    monkeypatch.setattr(bench, "_references", cut)
+    others = ("settings", "device", "versions", "date", "command")
+    said = {k: v for k, v in result().items() if k not in others}
+    monkeypatch.setattr(bench, "measure", lambda *_, **__: (None, said))
+    words = [*WORDS, "--reference", f"original={checkout}", "--output", str(path)]
+    assert run("program", lambda: bench.main(words)) == 130
+    assert [row["status"] for row in seen] == ["ok"] and "references" not in seen[0]
+    monkeypatch.setattr(bench, "_references", lambda *_: {"original": {"error": "no torch"}})
+    bench.main(words)  # not done yet: the other program is still to be timed
+    (row,) = read(path)
+    assert row["references"] == {"original": {"error": "no torch"}}
+    assert str(tmp_path) not in row["command"] and "original=checkout" in row["command"]
 
 
 def test_an_error_is_a_result_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
