@@ -115,8 +115,8 @@ def bench(
     rates: Rates,
     keep: Callable[[dict[str, Any]], Any],
 ) -> dict[str, Any]:
-    """Time one configuration; an error is a result as well. Other programs take minutes, so `keep`
-    gets what there is before they run."""
+    """Time one configuration; an error is a result as well. Profiles are read by code that may
+    crash, and other programs take minutes: before either, `keep` gets what there is."""
     try:
         program, result = measure(
             model,
@@ -131,6 +131,7 @@ def bench(
         )
         result = {"status": "ok", **result}
         if args.profile:
+            keep(result)
             result["profile"] = _profile(args.profile, case, program, result)
         if case.settings["references"]:
             keep(result)

@@ -33,26 +33,25 @@ class Kernel(NamedTuple):
 def kernels(data: Any) -> list[Kernel]:
     """What ran on the first accelerator's streams, or (for a CPU) in XLA's own threads.
 
+    Events' statistics are left alone: jaxlib 0.11.2 aborts on some of a CPU's.
+
     Args:
       data: a `jax.profiler.ProfileData`.
     """
-    planes = {plane.name: plane for plane in data.planes}
-    devices = sorted(name for name in planes if name.startswith("/device:"))
-    found = []
-    for name in devices or sorted(planes):
-        lines = list(planes[name].lines)
-        if devices:  # other lines repeat the kernels by module, by operation, ...
-            streams = [line for line in lines if line.name.startswith("Stream")]  # of a GPU
-            lines = streams or [line for line in lines if line.name == "XLA Ops"]  # of a TPU
-        for line in lines:
-            for event in line.events:
-                # A CPU's loops are events that contain those of their bodies.
-                own = any(key == "hlo_op" for key, _ in event.stats)
-                if devices or (own and group(event.name) != "while"):
-                    found.append(Kernel(event.name, event.start_ns, event.end_ns))
-        if found:
-            break
-    return found
+    planes = {plane.name: list(plane.lines) for plane in data.planes}
+    for name in sorted(name for name in planes if name.startswith("/device:")):
+        # The other lines of a device repeat its kernels by module, by operation, ...
+        for start in ("Stream", "XLA Ops"):  # of a GPU, of a TPU
+            if found := _events(line for line in planes[name] if line.name.startswith(start)):
+                return found
+    threads = _events(line for line in planes["/host:CPU"] if line.name.startswith("tf_XLA"))
+    return [k for k in threads if re.fullmatch(r"[\w.-]+", k.name) and group(k.name) != "while"]
+
+
+def _events(lines: Iterable[Any]) -> list[Kernel]:
+    return [
+        Kernel(event.name, event.start_ns, event.end_ns) for line in lines for event in line.events
+    ]
 
 
 def group(name: str) -> str:
