@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 import r2jax
+from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import Parser, check_output, run, write_json
 from r2jax.clock import Clock
 from r2jax.grading import is_correct
+from r2jax.quantize import Quantization
 
 STRATEGIES = ("vanilla", "fast_dllm", "r2")
 
@@ -124,6 +126,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--gen-length", type=int, help="default: the checkpoint's")
     parser.add_argument("--block-length", type=int, help="default: the checkpoint's")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="default: as stored")
+    parser.add_argument(
+        "--quantize",
+        default="none",
+        choices=["none", *get_args(Quantization)],
+        help="the projections in 8 bits [none: as stored]",
+    )
     parser.add_argument("--output", help="JSON with every number and answer")
     args = parser.parse_args(argv)
 
@@ -137,7 +145,9 @@ def main(argv: list[str] | None = None) -> None:
         **{name: value for name, value in lengths.items() if value is not None},
     }
     configs = {name: getattr(r2jax.DecodeConfig, name)(**defaults) for name in args.strategies}
-    model = r2jax.load(args.checkpoint, dtype=jnp.dtype(args.dtype) if args.dtype else None)
+    dtype = jnp.dtype(args.dtype) if args.dtype else None
+    quantize = None if args.quantize == "none" else args.quantize
+    model = r2jax.load(args.checkpoint, dtype, quantize=quantize)
     tokenizer = r2jax.load_tokenizer(args.checkpoint)
     batch = min(args.batch, len(problems))
 
@@ -168,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         "problems": args.problems,
         "batch": batch,
         "dtype": str(model.dtype),
+        "quantize": quantize or open_checkpoint(resolve(args.checkpoint)).quantized,
         "device": jax.devices()[0].device_kind,
         "versions": {"jax": jax.__version__, "python": platform.python_version()},
         "strategies": results,
