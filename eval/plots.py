@@ -129,12 +129,12 @@ def draw_roofline(rows: list[Row], axes: Axes) -> str | None:
     for i, kind in enumerate(kinds):
         roof = roofs[str(DTYPES[kind]) if kind in DTYPES else chosen[0]["settings"]["dtype"]]
         axes.plot(
-            [1, roof / rate, 1e4], [rate, roof, roof],
+            [1, roof / rate, 4e4], [rate, roof, roof],
             color=COLORS[i], lw=1.3, zorder=1, label=f"{kind}: {roof:,.0f} TFLOP/s measured",
         )  # fmt: skip
         axes.scatter([], [], s=55, color=COLORS[i], label=f"{kind}: block step")
         axes.scatter([], [], s=55, facecolor="none", edgecolor=COLORS[i], label=f"{kind}: refresh")
-    axes.text(30, 36 * rate, f"{rate:.2f} TB/s measured", size=8, ha="right")
+    axes.text(50, 62 * rate, f"{rate:.2f} TB/s measured", size=8, ha="right")
     for row in chosen:
         kind = kinds.index(weights_of(row))
         for part, face in (("step", COLORS[kind]), ("refresh", "none")):
@@ -145,7 +145,7 @@ def draw_roofline(rows: list[Row], axes: Axes) -> str | None:
             batch, place = str(row["settings"]["batch"]), (6, -11) if kind % 2 == 0 else (-8, 8)
             axes.annotate(batch, (x, y), place, textcoords="offset points", size=7)
     axes.set(
-        xscale="log", yscale="log", xlim=(10, 1e4), ylim=(10 * rate, 1.8 * max(roofs.values()))
+        xscale="log", yscale="log", xlim=(10, 4e4), ylim=(10 * rate, 1.8 * max(roofs.values()))
     )
     axes.set(xlabel="operations per byte that must be moved", ylabel="TFLOP/s")
     plain(axes.xaxis)
