@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import time
 from collections.abc import Sequence
+from typing import get_args
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from convert.verify import verify
-from r2jax.checkpoint import CheckpointError, Kind, open_checkpoint, resolve, write
+from r2jax.checkpoint import CheckpointError, Kind, open_checkpoint, quantized, resolve, write
 from r2jax.cli import Parser, run
+from r2jax.quantize import Quantization
 
 _SOURCE = "a directory, a Hugging Face id (owner/name) or the name of a bundled model"
 _FROM_HF = f"""\
@@ -25,7 +28,12 @@ SRC is {_SOURCE}.
 Tensors keep their bytes and are copied one at a time, so memory stays at about the largest tensor.
 DST appears when it is complete, or not at all. Pickled weights (*.bin, *.pt) are refused.
 
+--quantize stores the layers' projections in 8 bits with a float32 scale for each output row, half
+the size of bfloat16; embedding, norms and head keep their bytes. `r2jax.load` recognises such a
+DST; it cannot be turned back into the original.
+
   python -m convert from-hf GSAI-ML/LLaDA-8B-Instruct llada-8b
+  python -m convert from-hf GSAI-ML/LLaDA-8B-Instruct llada-8b-fp8 --quantize fp8
 """
 _TO_HF = """\
 Write a converted directory as a Hugging Face checkpoint: safetensors files (with their index if
@@ -35,7 +43,7 @@ there are several), config.json and every other file as they were.
 
 Tensors keep their bytes and are copied one at a time, so memory stays at about the largest tensor.
 DST appears when it is complete, or not at all. How tensors are split into files may differ from the
-checkpoint that SRC was made from.
+checkpoint that SRC was made from. A quantised SRC is refused.
 """
 _VERIFY = f"""\
 Run the same tokens through two checkpoints in the same dtype and print
@@ -47,7 +55,8 @@ Run the same tokens through two checkpoints in the same dtype and print
 A and B are each {_SOURCE},
 in either layout. One model is in memory at a time. The tokens are random ids from --seed, half of
 them replaced by the mask token (as in decoding), or --text. The exit status is 1 if max |d logit|
-exceeds --tolerance. A conversion changes no byte, so the default allows no difference.
+exceeds --tolerance. A conversion changes no byte, so the default allows no difference; where either
+is quantised, the numbers say what that costs, and only a NaN fails.
 
   python -m convert verify GSAI-ML/LLaDA-8B-Instruct llada-8b
 """
@@ -77,7 +86,13 @@ def _parser() -> argparse.ArgumentParser:
             action="store_true",
             help="replace a checkpoint that stands at DST, once the new one is complete",
         )
-        if name == "to-hf":
+        if name == "from-hf":
+            command.add_argument(
+                "--quantize",
+                choices=get_args(Quantization),
+                help="store the layers' projections in 8 bits (default: as they are)",
+            )
+        else:
             command.add_argument(
                 "--max-shard-size",
                 default="5GB",
@@ -99,15 +114,21 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--tolerance",
         type=float,
-        default=0.0,
         metavar="X",
-        help="largest difference of a logit that is accepted (default: %(default)s)",
+        help="largest difference of a logit that is accepted (default: 0; any where one is "
+        "quantised)",
     )
     return parser
 
 
 def _convert(
-    src: str, dst: str, *, kind: Kind, force: bool, max_shard_size: int | str = "5GB"
+    src: str,
+    dst: str,
+    *,
+    kind: Kind,
+    force: bool,
+    max_shard_size: int | str = "5GB",
+    quantize: Quantization | None = None,
 ) -> None:
     """Copy SRC to DST in the other layout, with a progress bar."""
     directory = resolve(src)
@@ -115,6 +136,8 @@ def _convert(
     if checkpoint.kind == kind:
         names = {"hf": "a Hugging Face checkpoint", "converted": "a converted directory"}
         raise CheckpointError(f"{directory} is {names[kind]} already")
+    if quantize:
+        checkpoint = quantized(checkpoint, quantize)
     for name in checkpoint.skipped:
         print(f"left out {name}: a buffer that is computed from config.json", file=sys.stderr)
     columns = (
@@ -147,14 +170,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         if args.command == "from-hf":
-            _convert(args.src, args.dst, kind="converted", force=args.force)
+            _convert(args.src, args.dst, kind="converted", force=args.force, quantize=args.quantize)
         elif args.command == "to-hf":
             size = args.max_shard_size
             _convert(args.src, args.dst, kind="hf", force=args.force, max_shard_size=size)
         else:
             result = verify(args.a, args.b, dtype=args.dtype, text=args.text, seed=args.seed)
             print(result)
-            return int(not result.max_difference <= args.tolerance)  # a NaN is beyond any tolerance
+            tolerance = args.tolerance
+            if tolerance is None:
+                tolerance = math.inf if result.quantized else 0.0
+            return int(not result.max_difference <= tolerance)  # a NaN is beyond any tolerance
         return 0
 
     return run("python -m convert", command)

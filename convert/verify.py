@@ -29,11 +29,14 @@ class Comparison:
     """KL(A || B) of the predicted distributions, nats, averaged over positions."""
     agreement: float
     """Share of positions with the same arg-max."""
+    quantized: str = ""
+    """Which of the two are quantised, such as "B is in fp8"."""
 
     def __str__(self) -> str:
         return (
             f"{self.positions} positions in {self.dtype}: max |d logit| {self.max_difference:.3g}, "
             f"mean KL {self.mean_kl:.3g} nats, arg-max agrees on {self.agreement:.2%}"
+            + (f" ({self.quantized})" if self.quantized else "")
         )
 
 
@@ -76,7 +79,9 @@ def verify(
 
     first, used = logits(a, dtype)
     second, _ = logits(b, used)
-    return compare(first, second, used.name)
+    kinds = {"A": left.quantized, "B": right.quantized}
+    narrow = " and ".join(f"{name} is in {kind}" for name, kind in kinds.items() if kind)
+    return dataclasses.replace(compare(first, second, used.name), quantized=narrow)
 
 
 def _random_tokens(config: ModelConfig, seed: int) -> Int[np.ndarray, "B T"]:

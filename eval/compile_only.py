@@ -126,7 +126,7 @@ def compile_decode(
 
     def make(mesh: Mesh | None = None) -> r2jax.Transformer:
         return r2jax.Transformer(
-            config, dtype=dtype, fused=True, quantize=quantize, mesh=mesh, rngs=nnx.Rngs(0)
+            config, dtype=dtype, fused=False, quantize=quantize, mesh=mesh, rngs=nnx.Rngs(0)
         )
 
     model = abstract_model(lambda: make(mesh), mesh)

@@ -55,7 +55,7 @@ def random_model(
     mesh: Mesh | None = None,
     *,
     quantize: Quantization | None = None,
-    fused: bool = True,
+    fused: bool | None = None,
 ) -> r2jax.Transformer:
     """A model of random weights, each drawn on the devices in its own sharding.
 
@@ -65,7 +65,7 @@ def random_model(
       seed: the same weights on any mesh, fused or not; quantised ones are these, narrowed.
       mesh: from `r2jax.make_mesh`; None: JAX's default device.
       quantize: as for `r2jax.load`.
-      fused: laid out for decoding, as `r2jax.load` does.
+      fused: as for `r2jax.load`.
 
     Raises:
       ValueError: the mesh cannot hold the model (`sharding.check_mesh`).

@@ -81,7 +81,7 @@ def load(
     mesh: Mesh | None = None,
     *,
     quantize: Quantization | None = None,
-    fused: bool = True,
+    fused: bool | None = None,
 ) -> Transformer:
     """The model of a checkpoint, on its devices.
 
@@ -94,7 +94,8 @@ def load(
         as stored.
       mesh: from `r2jax.sharding.make_mesh`; None: JAX's default device.
       quantize: "fp8" or "int8": the layers' projections in 8 bits (quantize.py). None: as stored.
-      fused: lay the weights out for decoding (fuse.py); False: apart, for training.
+      fused: lay the weights out for decoding (fuse.py); False: apart, for training; None: fused
+        where that pays, on NVIDIA GPUs (a TPU's compiler would lay them out anew at every use).
 
     Raises:
       CheckpointError: not found, damaged, of an unknown architecture, tensors missing, unexpected

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import Mesh, Sharding
 
+from r2jax.attention import on_nvidia
 from r2jax.config import ModelConfig
 from r2jax.fuse import fuse, parts_of, separate
 from r2jax.model import Transformer
@@ -55,7 +56,7 @@ def assemble(
     read: Callable[[str, np.dtype, Sharding | None], Array],
     *,
     dtype: Any,
-    fused: bool = True,
+    fused: bool | None = None,
     quantize: Quantization | None = None,
     stored: bool = False,
     mesh: Mesh | None = None,
@@ -66,9 +67,11 @@ def assemble(
       config: sizes.
       read: a parameter of a separate model by its path, dtype and sharding.
       dtype: of the parameters that are not quantised.
-      fused, quantize, mesh: as for `Transformer`.
+      fused: as for `Transformer`; None: on NVIDIA GPUs.
+      quantize, mesh: as for `Transformer`.
       stored: what `read` gives is quantised already.
     """
+    fused = on_nvidia() if fused is None else fused
     graph, parameters = abstract(config, dtype=dtype, fused=fused, quantize=quantize, mesh=mesh)
     values: dict[str, Array] = {}
 

@@ -100,10 +100,10 @@ def test_load_on_a_mesh_equals_load_on_one_device(tiny: Path, layout: str, dtype
         write(open_checkpoint(tiny), "converted", tiny.with_name("converted"))
         tiny = tiny.with_name("converted")
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
-    sharded = load(tiny, dtype, mesh)
-    assert_same(load(GOLDEN / "tiny-a", dtype), sharded)
-    weight = sharded.layers[0].q_proj.weight.get_value()
-    assert {part.data.shape for part in weight.addressable_shards} == {(32, 32)}
+    sharded = load(tiny, dtype, mesh, fused=True)
+    assert_same(load(GOLDEN / "tiny-a", dtype, fused=True), sharded)
+    weight = sharded.layers[0].qkv_proj.weight.get_value()
+    assert {part.data.shape for part in weight.addressable_shards} == {(96, 32)}
 
 
 def test_sharded_files_load_as_the_single_file(tiny: Path) -> None:
