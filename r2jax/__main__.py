@@ -6,13 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 
 import r2jax
 from r2jax import options
 from r2jax.cli import Parser
+from r2jax.quantize import Quantization
 
 BUNDLED = "llada-gsm-6m"
 _PROGRAM_EXAMPLES = """\
@@ -117,6 +118,11 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=("bfloat16", "float16", "float32"),
         help="of weights and arithmetic [as stored]",
+    )
+    command.add_argument(
+        "--quantize",
+        choices=get_args(Quantization),
+        help="the layers' projections in 8 bits [as stored]",
     )
     command.add_argument(
         "--seed", type=int, default=0, metavar="INT", help="of sampling [%(default)s]"

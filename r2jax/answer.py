@@ -81,7 +81,7 @@ def answer(args: argparse.Namespace) -> None:
                 settings = _settings(args, job, directory)
                 journal = stack.enter_context(Journal(args.output, settings, len(prompts)))
             if journal is None or len(journal.done) < len(prompts):
-                model = load(directory, dtype=args.dtype, mesh=mesh)
+                model = load(directory, args.dtype, mesh, quantize=args.quantize)
         if model is not None:
             _decode(model, job, journal, args)
         if journal is not None:
@@ -120,6 +120,7 @@ def _settings(args: argparse.Namespace, job: Job, directory: Path) -> dict[str, 
         "r2jax": __version__,
         "checkpoint": digest.of_checkpoint(directory),
         "dtype": args.dtype,
+        "quantize": args.quantize,
         "decode": dataclasses.asdict(job.stopping),
         "seed": args.seed,
         "raw": args.raw,
