@@ -105,14 +105,7 @@ def attend(
         run = on_shards(
             kernels.block_attention,
             mesh,
-            (
-                by_head,
-                *[PartitionSpec(rows)] * 2,
-                by_head,
-                by_head,
-                PartitionSpec(),
-                PartitionSpec(rows),
-            ),
+            (by_head, by_head, by_head, PartitionSpec(), PartitionSpec(rows)),
             (by_head, by_head, by_head),
         )
         turned = rotate(qkv.reshape(batch, length, -1, h), *rope).reshape(qkv.shape)

@@ -119,11 +119,3 @@ def test_a_product_is_that_of_the_widened_operands(
     np.testing.assert_allclose(
         quantized_product(x, weight, scale), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max()
     )
-
-
-def test_integers_are_summed_as_integers():
-    """4096 products of 127 * 127 are beyond float32's 24 bits: only exact sums give this."""
-    weight = jnp.full((1, 4096), 127, jnp.int8)
-    weight = weight.at[0, 0].set(126)
-    y = quantized_product(jnp.full((1, 4096), 127.0), weight, jnp.ones((1,)))
-    assert int(np.asarray(y, np.float64)[0, 0]) == int(np.float32(4096 * 127 * 127 - 127))
