@@ -67,9 +67,8 @@ def check(
         `narrow`).
     """
 
-    def fits(name: str) -> bool:
-        scaled = name.removesuffix("weight") + "scale" in wanted and name.endswith("weight")
-        return found[name].dtype == narrow if scaled else found[name].dtype in DTYPES.values()
+    def scaled(name: str) -> bool:
+        return name.endswith("weight") and name.removesuffix("weight") + "scale" in wanted
 
     missing = [name for name in wanted if name not in found]
     extra = [name for name in found if name not in wanted]
@@ -78,11 +77,12 @@ def check(
         for name, shape in wanted.items()
         if name in found and found[name].shape != shape
     ]
-    dtypes = [
-        f"{name} is {tensor.dtype}"
-        for name, tensor in found.items()
-        if name in wanted and not fits(name)
-    ]
+    dtypes, narrower = [], []
+    for name, tensor in found.items():
+        if name in wanted and scaled(name) and tensor.dtype != narrow:
+            narrower.append(f"{name} is {tensor.dtype}")
+        elif name in wanted and not scaled(name) and tensor.dtype not in DTYPES.values():
+            dtypes.append(f"{name} is {tensor.dtype}")
     faults = [
         f"{len(names)} {what}: {', '.join(names)}"
         for what, names in (
@@ -90,6 +90,7 @@ def check(
             ("unexpected", extra),
             ("of the wrong shape", shapes),
             ("neither bfloat16, float16 nor float32", dtypes),
+            (f"not {narrow} beside a scale", narrower),
         )
         if names
     ]
