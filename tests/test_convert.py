@@ -18,7 +18,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from convert.__main__ import main
 from convert.verify import compare, verify
 from r2jax import atomic, safetensors_files
-from r2jax.checkpoint import CheckpointError
+from r2jax.checkpoint import CheckpointError, load, open_checkpoint
+from r2jax.quantize import DTYPES, Quantization
 from tests.test_checkpoint import GOLDEN, copy_of, rewrite
 
 
@@ -187,6 +188,38 @@ def test_a_nan_is_beyond_any_tolerance(source: Path) -> None:
     norm = np.full(64, np.nan, np.float32)
     rewrite(source, model__transformer__ln_f__weight=norm)
     assert main(["verify", str(source), str(source), "--tolerance", "1e9"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+def test_a_quantised_checkpoint(
+    source: Path, kind: Quantization, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Fewer bytes, its files kept; `verify` says what it costs; no way back."""
+    target = source.with_name("narrow")
+    assert main(["from-hf", str(source), str(target), "--quantize", kind]) == 0
+    assert "51 tensors, 412,928 bytes" in capsys.readouterr().out
+    found = open_checkpoint(target)
+    assert found.quantized == kind and load(target).layers[0].o_proj.weight.dtype == DTYPES[kind]
+    kept, narrow = (
+        {n: t for n, t in c.tensors.items() if n in ("embed.weight", "norm.weight", "head.weight")}
+        for c in (open_checkpoint(source), found)
+    )
+    assert all(narrow[name].read().tobytes() == t.read().tobytes() for name, t in kept.items())
+    before, after = digests(source), digests(target)
+    assert all(after[name] == before[name] for name in ("config.json", "tokenizer.json"))
+
+    assert main(["verify", str(source), str(target)]) == 0
+    said = capsys.readouterr().out
+    assert f"(B is in {kind})" in said and "arg-max agrees on" in said
+    result = verify(str(source), str(target))
+    assert 1e-3 < result.mean_kl < {"fp8": 1, "int8": 0.1}[kind] and result.agreement > 0.5
+    assert main(["verify", str(target), str(source)]) == 0
+    assert f"(A is in {kind})" in capsys.readouterr().out
+    assert main(["verify", str(source), str(target), "--tolerance", "1e-6"]) == 1
+
+    assert main(["to-hf", str(target), str(source.with_name("back"))]) == 2
+    assert f"is quantised to {kind}, which Hugging Face's layout" in capsys.readouterr().err
+    assert not source.with_name("back").exists()
 
 
 def test_compare_is_the_kl_of_the_softmax() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eval import strategies
+from r2jax.checkpoint import open_checkpoint, quantized, write
 from r2jax.cli import run
 from tests import tiny_checkpoint as tiny
 
@@ -28,6 +29,35 @@ def test_strategies_grades_every_problem_once(tmp_path: Path):
         assert each["problems"] == 3 and each["nfe"] == pytest.approx(sum(nfe) / 3)
         assert each["accuracy"] == sum(row["correct"] for row in each["answers"]) / 3
     assert result["strategies"]["fast_dllm"]["r_total_actual"] == 0
+
+
+def test_strategies_of_quantised_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """By the flag or as stored: the model is one in 8 bits, and the result says so."""
+    models = []
+    generate_text = strategies.r2jax.generate_text
+    monkeypatch.setattr(
+        strategies.r2jax,
+        "generate_text",
+        lambda model, *rest: (models.append(model), generate_text(model, *rest))[1],
+    )
+    checkpoint = tiny.write_checkpoint(tmp_path / "tiny")
+    narrow = tmp_path / "narrow"
+    write(quantized(open_checkpoint(checkpoint), "int8"), "converted", narrow)
+    path = tmp_path / "result.json"
+    answers = []
+    for source, kind in ((checkpoint, "int8"), (narrow, "none"), (checkpoint, "none")):
+        words = ["--checkpoint", str(source), "--problems", str(checkpoint / "examples.jsonl")]
+        words += ["--strategies", "r2", "--output", str(path), "--quantize", kind]
+        strategies.main(words)
+        result = json.loads(path.read_text())
+        answers.append(result["strategies"]["r2"]["answers"])
+        assert result["quantize"] == (None if source == checkpoint and kind == "none" else "int8")
+    assert [model.layers[0].o_proj.weight[...].dtype for model in models] == [
+        "int8",
+        "int8",
+        "bfloat16",
+    ]
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize(
