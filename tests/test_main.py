@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import pytest
 
 import r2jax
-from r2jax import clock, options
+from r2jax import answer, clock, options
 from r2jax.__main__ import main
+from r2jax.checkpoint import load, open_checkpoint, quantized, write
 from r2jax.journal import Journal
 from tests import tiny_checkpoint as tiny
 
@@ -77,6 +78,24 @@ def test_json(run, directory):
         assert record["counts"]["actual"] == {"confidence": 0, "token": 0, "temporal": 0}
         assert record["batch"] == 2 and record["seconds"] > 0
         assert record["config"] == {**dataclasses.asdict(config), "eos_id": [0, 5]}
+
+
+def test_quantised(run, directory, tmp_path, monkeypatch):
+    """By the flag, or as the checkpoint is stored; another kind than that is refused."""
+    models = []
+    monkeypatch.setattr(answer, "load", lambda *a, **k: models.append(load(*a, **k)) or models[-1])
+    narrow = tmp_path / "narrow"
+    write(quantized(open_checkpoint(directory), "int8"), "converted", narrow)
+    command = ["--json", "--gen-length", "8", PROMPT]
+    texts = []
+    for words in (["--quantize", "int8"], ["--checkpoint", str(narrow)]):
+        status, out, err = run("generate", *words, *command)
+        assert status == 0, err
+        texts.append(json.loads(out)["text"])
+    assert texts[0] == texts[1]
+    assert [model.layers[0].o_proj.weight[...].dtype for model in models] == ["int8", "int8"]
+    status, _, err = run("generate", "--checkpoint", str(narrow), "--quantize", "fp8", *command)
+    assert status == 2 and "is quantised to int8 already; load the original to have fp8" in err
 
 
 def test_prompts_of_all_kinds(run, tmp_path, monkeypatch):
@@ -142,6 +161,8 @@ def test_a_run_that_breaks_off_goes_on(run, long_list, tmp_path, monkeypatch):
     assert status == 2 and "loading" in err and "decoding" not in err
     for change in ("decode.gen_length was 16, is now 8", "seed was 0, is now 1", "raw was false"):
         assert change in err
+    status, _, err = run(*command, "--quantize", "int8")
+    assert status == 2 and "quantize was null, is now" in err
     status, _, err = run(*command, "--batch-size", "7")
     assert status == 0 and "decoding 7 prompts (2 are done)" in err
     assert broken.read_bytes() == whole.read_bytes()
