@@ -107,9 +107,9 @@ def decode(
         near, places = window(progress.answer, ahead, segment.window)
         far = context(tokens, lengths, progress.answer, behind)
         positions, key_lengths = place(lengths, places, behind, ahead)
-        hidden, cache = model.hidden(jnp.concatenate([near, far], axis=1), positions, key_lengths)
-        logits = model.logits(lax.dynamic_slice_in_dim(hidden, done, length, axis=1))
-        return step(progress, logits, block, full=True), cache
+        columns = jnp.concatenate([near, far], axis=1)
+        hidden, cache = model.hidden(columns, positions, key_lengths, wanted=(done, length))
+        return step(progress, model.logits(hidden), block, full=True), cache
 
     def block_pass(
         progress: Progress, cache: Cache, block: Array, segment: Segment
@@ -128,9 +128,9 @@ def decode(
             cache,
             start=first,
             keep=keep,
+            wanted=(keep, length),
         )
-        logits = model.logits(lax.dynamic_slice_in_dim(hidden, keep, length, axis=1))
-        return step(progress, logits, block, full=False, suffix=suffix), cache
+        return step(progress, model.logits(hidden), block, full=False, suffix=suffix), cache
 
     def unfinished(progress: Progress, block: Array) -> Bool[Array, ""]:
         current = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)

@@ -183,9 +183,12 @@ class Layer(nnx.Module):
         cache: LayerCache | None,
         start: Int[Array, ""] | int,
         keep: Int[Array, ""] | int,
-    ) -> tuple[Float[Array, "B S D"], LayerCache]:
+        wanted: tuple[Int[Array, ""] | int, int] | None = None,
+    ) -> tuple[Float[Array, "B W D"], LayerCache]:
         qkv = self._qkv(self.attn_norm(x))
         y, cache = attend(qkv, rope, key_lengths, cache, start, keep, self.mesh)
+        if wanted is not None:
+            x, y = (lax.dynamic_slice_in_dim(each, *wanted, axis=1) for each in (x, y))
         x = x + self.o_proj(y.reshape(*y.shape[:2], -1))
         return x + self.down_proj(self._gated(self.mlp_norm(x))), cache
 
@@ -277,7 +280,8 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
         keep: Int[Array, ""] | int = 0,
-    ) -> tuple[Float[Array, "B S D"], Cache]:
+        wanted: tuple[Int[Array, ""] | int, int] | None = None,
+    ) -> tuple[Float[Array, "B W D"], Cache]:
         """The last layer's output, and the keys and values of all layers.
 
         Args:
@@ -289,6 +293,8 @@ class Transformer(nnx.Module):
           start: first column fed.
           keep: this many of the first columns fed leave the cache as it was: they are attended to
             with their old keys and values, and their outputs are of no use.
+          wanted: first and number W of the columns fed whose output is returned (the last layer
+            computes no others); None: all.
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
             x = self.embed(tokens)
@@ -296,7 +302,8 @@ class Transformer(nnx.Module):
             out = []
             for i, layer in enumerate(self.layers):
                 old = None if cache is None else cache[i]
-                x, new = layer(x, rope, key_lengths, old, start, keep)
+                last = i == len(self.layers) - 1
+                x, new = layer(x, rope, key_lengths, old, start, keep, wanted if last else None)
                 out.append(new)
             return x, tuple(out)
 
