@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import r2jax
+from r2jax import weights
 from r2jax.checkpoint import (
     CheckpointError,
     load,
@@ -54,6 +55,14 @@ def test_loading_fused_is_loading_apart_and_fusing(quantize: Quantization | None
     assert {n: t.read().tobytes() for n, t in apart(fused).items()} == {
         n: t.read().tobytes() for n, t in again.items()
     }
+
+
+@pytest.mark.parametrize("nvidia", [False, True])
+def test_weights_are_fused_where_that_pays(nvidia: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(weights, "on_nvidia", lambda: nvidia)
+    assert hasattr(load(SOURCE).layers[0], "qkv_proj") == nvidia
+    assert not hasattr(load(SOURCE, fused=False).layers[0], "qkv_proj")
+    assert hasattr(load(SOURCE, fused=True).layers[0], "qkv_proj")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -168,10 +177,10 @@ def test_on_a_mesh_as_on_one_device(
     model, expected = one_device(quantize)
     assert content(sharded) == content(model)
     layer = sharded.layers[0]
-    weights = [layer.qkv_proj.weight, layer.gate_up_proj.weight]
+    matrices = [layer.qkv_proj.weight, layer.gate_up_proj.weight]
     scales = [part.scale for part in (layer.qkv_proj, layer.gate_up_proj) if part.scale is not None]
     assert len(scales) == (2 if quantize else 0)
-    for parameter in (*weights, *scales):
+    for parameter in (*matrices, *scales):
         value = parameter[...]
         rows = {shard.data.shape[0] for shard in value.addressable_shards}
         assert rows == {value.shape[0] // tensor} and len(value.addressable_shards) == tensor
