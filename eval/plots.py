@@ -93,14 +93,20 @@ def draw_programs(rows: list[Row], axes: Axes) -> str | None:
     if not base:
         return None
     first = next((r for r in base if r["settings"]["rules"] == "r2"), base[0])
+    programs = {"original": "R²-dLLM (PyTorch)", "bonsai": "bonsai (JAX)"}
+
+    def label(program: str, row: Row) -> str:
+        rules = row["settings"]["rules"]
+        return f"{program}, {RULES.get(rules, rules)}"
+
     bars = {
-        {"original": "R²-dLLM (PyTorch)", "bonsai": "bonsai LLaDA (JAX)"}[name]: r["ms_per_nfe"]
+        label(programs[name], row): r["ms_per_nfe"]
         for row in base
         for name, r in row["references"].items()
         if "error" not in r
     }
-    ours = next(g for g in groups(rows, "quantize") if first in g)
-    bars |= {f"r2jax {weights_of(row)}": row["ms_per_nfe"] for row in ours}
+    ours = [*base, *next(g for g in groups(rows, "quantize") if first in g)]
+    bars |= {label(f"r2jax {weights_of(row)}", row): row["ms_per_nfe"] for row in ours}
     if len(bars) == 1:
         return None
     ordered = sorted(bars.items(), key=lambda item: item[1])
