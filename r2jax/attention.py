@@ -26,7 +26,7 @@ WIDE = 128  # tokens of a pass from which cuDNN's kernel beats XLA's
 
 @functools.cache
 def on_nvidia() -> bool:
-    """Whether this process computes on NVIDIA GPUs that run our kernels and cuDNN's attention."""
+    """Whether this process computes on NVIDIA GPUs that run cuDNN's fused attention."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", "0")
     return device.platform == "gpu" and float(capability) >= 8.0
@@ -98,7 +98,7 @@ def attend(
         and _is_zero(keep)
         and group == 3
         and kernels.fits_attention(length, h, qkv.dtype)
-        and on_nvidia()
+        and kernels.available()
     ):
         rows, heads = batch_axes(mesh, batch), "tensor"
         by_head = PartitionSpec(rows, None, heads)

@@ -6,7 +6,8 @@ an H200 at LLaDA-8B's sizes: attention with its rotary embedding and cache write
 kernels, 25 µs a layer; the gated MLP writes both projections' partial sums to memory before it
 multiplies them, 64 µs a layer instead of 55.
 
-The `fits` functions say where they apply; everywhere else XLA runs the same mathematics.
+`available` and the `fits` functions say where they apply; everywhere else XLA runs the same
+mathematics.
 """
 
 from __future__ import annotations
@@ -33,14 +34,18 @@ NARROW = (16, 32, 64)  # tokens that the tensor cores' narrow side takes, a powe
 _FAR = -1e30  # below every score; finite, so that a program without a single valid key is harmless
 
 
+@functools.cache
+def available() -> bool:
+    """Whether this process computes on GPUs that the kernels were tuned for and tried on: compute
+    capability 9.0 (H100, H200). Others may lack the shared memory that the tiles need."""
+    device = jax.devices()[0]
+    capability = getattr(device, "compute_capability", None)
+    return plt is not None and device.platform == "gpu" and capability == "9.0"
+
+
 def fits_attention(length: int, head_dim: int, dtype: Any) -> bool:
     """Whether `block_attention` takes blocks of `length` tokens."""
-    return (
-        plt is not None
-        and length in NARROW
-        and head_dim in (64, 128)
-        and dtype in (jnp.bfloat16, jnp.float16)
-    )
+    return length in NARROW and head_dim in (64, 128) and dtype in (jnp.bfloat16, jnp.float16)
 
 
 def fits_mlp(x_shape: tuple[int, ...], weight: Array, mesh: Mesh | None) -> bool:
@@ -50,8 +55,7 @@ def fits_mlp(x_shape: tuple[int, ...], weight: Array, mesh: Mesh | None) -> bool
         rows, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
     batch = x_shape[0] // rows if x_shape[0] % rows == 0 else x_shape[0]
     return (
-        plt is not None
-        and batch * x_shape[1] in NARROW
+        batch * x_shape[1] in NARROW
         and weight.dtype in (jnp.bfloat16, jnp.float16)
         and weight.shape[0] % (2 * ROWS * tensor) == 0
         and weight.shape[1] % COLUMNS == 0

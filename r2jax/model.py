@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from r2jax import kernels
-from r2jax.attention import attend, on_nvidia, on_shards, rotary
+from r2jax.attention import attend, on_shards, rotary
 from r2jax.cache import Cache, LayerCache
 from r2jax.config import ModelConfig
 from r2jax.quantize import DTYPES, Quantization, quantized_product
@@ -208,7 +208,7 @@ class Layer(nnx.Module):
         if not self.fused:
             return jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)
         weight = self.gate_up_proj.weight[...]
-        if kernels.fits_mlp(y.shape, weight, self.mesh) and on_nvidia():
+        if kernels.fits_mlp(y.shape, weight, self.mesh) and kernels.available():
             rows = PartitionSpec(batch_axes(self.mesh, y.shape[0]))
             run = on_shards(
                 kernels.gated_mlp,

@@ -16,7 +16,7 @@ from jax import Array
 from jax.experimental import pallas
 
 import r2jax
-from r2jax import attention, kernels, model
+from r2jax import kernels, model
 from r2jax.attention import attend, rotary
 from r2jax.cache import LayerCache
 from r2jax.sharding import named_sharding, param_shardings
@@ -66,8 +66,7 @@ def as_on_nvidia(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> list[str
 
     for name in ("block_attention", "gated_mlp"):
         monkeypatch.setattr(kernels, name, noted(name))
-    for module in (attention, model):
-        monkeypatch.setattr(module, "on_nvidia", lambda: True)
+    monkeypatch.setattr(kernels, "available", lambda: True)
     return called
 
 
@@ -164,7 +163,7 @@ def test_gated_mlp_is_the_plain_layer(
     mlp, y = layer(dtype), random(3, rows, length, 128, dtype=dtype)
     ours = mlp._gated(y)
     assert as_on_nvidia == ["gated_mlp"]
-    monkeypatch.setattr(model, "on_nvidia", lambda: False)
+    monkeypatch.setattr(kernels, "available", lambda: False)
     plain = mlp._gated(y)
     assert as_on_nvidia == ["gated_mlp"]
     assert ours.shape == plain.shape == (rows, length, 256) and ours.dtype == plain.dtype
@@ -217,8 +216,7 @@ def test_a_block_step_with_kernels_is_one_without(
     assert as_on_nvidia.count("block_attention") == CONFIG.num_layers
     as_on_nvidia.clear()
     jax.clear_caches()
-    for module in (attention, model):
-        monkeypatch.setattr(module, "on_nvidia", lambda: False)
+    monkeypatch.setattr(kernels, "available", lambda: False)
     expected = step(plain, jnp.asarray(32))
     assert as_on_nvidia == []
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

@@ -54,19 +54,24 @@ def found(program: jax.stages.Compiled) -> list[Collective]:
     ids=str,
 )
 def test_tensor_parallel_decode_adds_up_activations(sizes: dict[str, int], options: dict[str, Any]):
-    """Two all-reduces of activations a layer and one after the embedding, in a refresh and in a
-    block step each; for the vocabulary a few numbers a position; nothing of a weight's or the
-    vocabulary's size."""
+    """Two all-reduces of activations a layer and one after the embedding, in a refresh (its last
+    layer goes on with the block's columns alone) and in a block step each; for the vocabulary a few
+    numbers a position; nothing of a weight's or the vocabulary's size."""
     rows = BATCH // sizes.get("data", 1)
     rest = everything = found(compiled(sizes, **options))
-    for depth, columns in ((BLOCK, GEN + PROMPT), (STEP, LENGTH)):
+    layers = CONFIG.num_layers
+    for depth, columns, count in (
+        (BLOCK, GEN + PROMPT, 2 * (layers - 1) + 1),
+        (BLOCK, LENGTH, 2),
+        (STEP, LENGTH, 2 * layers + 1),
+    ):
         activations = Collective(
             "all-reduce",
             (f"f32[{rows},{columns},{CONFIG.hidden_size}]",),
             4 * rows * columns * CONFIG.hidden_size,
             depth,
         )
-        assert everything.count(activations) == 2 * CONFIG.num_layers + 1
+        assert everything.count(activations) == count
         rest = [one for one in rest if one != activations]
     assert {one.kind for one in rest} <= {"all-reduce", "all-gather"}
     # Arg-max: each device's best and its token. Residual mass and nucleus: numbers a position.
