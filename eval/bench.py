@@ -34,7 +34,7 @@ from eval.device import describe, measure_rates
 from eval.floors import Rates
 from eval.measure import Program, measure
 from eval.profile_summary import kernel_table, summarise
-from eval.random_model import SIZES, random_model
+from eval.random_model import HEAD_GAIN, SIZES, random_model
 from eval.references import ADAPTERS, parse_reference, time_reference
 from eval.sweep import QUANTIZE, RULES, Case, Results, cases, command_line, make_mesh, mesh_sizes
 from r2jax.cli import Parser, check_output, run
@@ -49,7 +49,9 @@ def _model(args: argparse.Namespace, case: Case) -> tuple[r2jax.Transformer, dic
         model = r2jax.load(args.checkpoint, dtype=dtype, mesh=mesh, quantize=case.quantize)
     else:
         size = SIZES[args.size]
-        model = random_model(size, dtype, args.seed, mesh, quantize=case.quantize)
+        model = random_model(
+            size, dtype, args.seed, mesh, quantize=case.quantize, head_gain=args.head_gain
+        )
     arrays = jax.block_until_ready(jax.tree.leaves(nnx.state(model)))
     seconds = time.perf_counter() - start
     return model, {"seconds": seconds, "weights_gb": sum(x.nbytes for x in arrays) / 1e9}
@@ -184,12 +186,21 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--profile", metavar="DIR", help="write traces here and sum them up")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs [3]")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--head-gain",
+        type=float,
+        default=HEAD_GAIN,
+        metavar="X",
+        help=f"sharpness of random weights' predictions; lower: more forwards [{HEAD_GAIN:g}]",
+    )
     parser.add_argument("--output", help="JSON; complete after every configuration, resumable")
     args = parser.parse_args(argv)
     for name in ("batch", "prompt_length", "repeats", "unequal", "target_nfe"):
         values = getattr(args, name)
         if any(v is not None and v < 1 for v in (values if isinstance(values, list) else [values])):
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < args.head_gain < float("inf"):
+        raise ValueError(f"--head-gain must be above 0, got {args.head_gain:g}")
     for mesh in args.mesh:
         if mesh != "none":
             mesh_sizes(mesh)

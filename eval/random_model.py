@@ -55,6 +55,7 @@ def random_model(
     mesh: Mesh | None = None,
     *,
     quantize: Quantization | None = None,
+    head_gain: float = HEAD_GAIN,
     fused: bool | None = None,
 ) -> r2jax.Transformer:
     """A model of random weights, each drawn on the devices in its own sharding.
@@ -65,6 +66,7 @@ def random_model(
       seed: the same weights on any mesh, fused or not; quantised ones are these, narrowed.
       mesh: from `r2jax.make_mesh`; None: JAX's default device.
       quantize: as for `r2jax.load`.
+      head_gain: sharpness of the predictions; a lower one decodes fewer tokens a forward.
       fused: as for `r2jax.load`.
 
     Raises:
@@ -80,7 +82,7 @@ def random_model(
         if len(shape) == 1:
             return jnp.ones(shape, dtype, device=sharding)
         part = name.partition(".")[0]
-        gain = {"head": HEAD_GAIN, "embed": shape[-1] ** 0.5}.get(part, GAIN)
+        gain = {"head": head_gain, "embed": shape[-1] ** 0.5}.get(part, GAIN)
         return _draw(shape, dtype, sharding)(keys[name], gain / shape[-1] ** 0.5)
 
     return assemble(config, read, dtype=dtype, fused=fused, quantize=quantize, mesh=mesh)

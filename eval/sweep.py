@@ -158,6 +158,7 @@ def cases(args: argparse.Namespace) -> list[Case]:
             "shortest_prompt": None if texts or batch == 1 else args.unequal,
             "problems": Path(args.problems).name if texts else None,
             "seed": args.seed,
+            "head_gain": None if args.checkpoint else args.head_gain,
             "target_nfe": args.target_nfe if batch == 1 else None,
             "lock_step": args.lock_step and batch > 1,
             "references": [],
