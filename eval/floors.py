@@ -65,15 +65,28 @@ def columns(config: DecodeConfig, block: int) -> tuple[int, int]:
     return end + suffix, length
 
 
-def _weights(model: Transformer) -> Iterator[tuple[str, jax.Array]]:
-    """Every parameter but the embedding table: ("head", "layer", or "" for those that are no
-    matrix of a product), and its array."""
+def _weights(model: Transformer) -> Iterator[tuple[jax.Array, float, float]]:
+    """Every parameter but the embedding table; the share of it that multiplies every column fed,
+    and the share that multiplies the block's columns alone.
+
+    The block's alone are the head and, of the last layer, everything but its keys and values.
+    """
+    sizes = model.config
+    keys_and_values = 2 * sizes.num_kv_heads / (sizes.num_heads + 2 * sizes.num_kv_heads)
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         value = leaf.get_value()
         if path[0] == "embed":
             continue
-        product = path[-1] == "weight" and value.ndim >= 2
-        yield ("head" if path[0] == "head" else "layer") if product else "", value
+        every = 1.0
+        if path[-1] != "weight" or value.ndim < 2:
+            yield value, 0.0, 0.0
+            continue
+        if path[0] == "head":
+            every = 0.0
+        elif path[1] == sizes.num_layers - 1:
+            name = str(path[2])
+            every = {"qkv_proj": keys_and_values, "k_proj": 1.0, "v_proj": 1.0}.get(name, 0.0)
+        yield value, every, 1.0 - every
 
 
 def _add(flops: dict[str, float], dtype: Any, count: float) -> None:
@@ -103,12 +116,10 @@ def work(
 
     nbytes, flops = 0.0, {}
     per_column: dict[str, float] = {}
-    for kind, value in _weights(model):
+    for value, every, block_alone in _weights(model):
         nbytes += int(np.prod(value.sharding.shard_shape(value.shape))) * value.dtype.itemsize
-        if kind == "head":
-            _add(flops, value.dtype, 2 * value.size * batch * length / parts)
-        elif kind == "layer":
-            _add(per_column, value.dtype, 2 * value.size / parts)
+        _add(flops, value.dtype, 2 * value.size * block_alone * batch * length / parts)
+        _add(per_column, value.dtype, 2 * value.size * every / parts)
 
     fed = keys = pairs = 0.0  # sums over rows, means over blocks
     for block in range(blocks):
@@ -117,9 +128,10 @@ def work(
         full = refresh or config.cache == "none"
         fed += (all_keys if full else batch * step) / blocks
         keys += all_keys / blocks
-        pairs += (
-            sum((kept + p) ** 2 if full else step * (kept + p) for p in prompt_lengths) / blocks
-        )
+        for p in prompt_lengths:
+            queries = kept + p if full else step
+            last = length / sizes.num_layers + queries * (1 - 1 / sizes.num_layers)
+            pairs += last * (kept + p) / blocks
     for dtype, count in per_column.items():
         _add(flops, dtype, count * fed)
     width = sizes.num_heads * sizes.head_dim

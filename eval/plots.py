@@ -1,4 +1,6 @@
-"""Pictures and tables of docs/performance.md: `python -m eval.plots eval/results/*.json -o docs`.
+"""Pictures and tables of docs/performance.md.
+
+    python -m eval.plots eval/results/speed-*.json -o docs
 
 Reads files that `eval.bench` wrote, draws every picture that their results suffice for (PNG and
 SVG, each for a light and a dark page), and prints the results as Markdown.

@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     which.add_argument("--size", choices=SIZES, help="random weights")
     parser.add_argument("--problems", help="JSONL with question and answer [random prompts]")
     parser.add_argument("--prompts", type=int, default=8, help="how many [8]")
-    parser.add_argument("--prompt-length", type=int, default=800, help="of random prompts [800]")
+    parser.add_argument("--prompt-length", type=int, default=100, help="of random prompts [100]")
     parser.add_argument("--gen-length", type=int, help="default: the checkpoint's, else 256")
     parser.add_argument(
         "--dtype", choices=["bfloat16", "float32"], help="default: as stored; --size: bfloat16"

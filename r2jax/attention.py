@@ -8,7 +8,6 @@ What runs depends on the pass, by measurement on an H200 at LLaDA-8B's sizes in 
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -24,12 +23,14 @@ from r2jax.sharding import batch_axes
 WIDE = 128  # tokens of a pass from which cuDNN's kernel beats XLA's
 
 
-@functools.cache
 def on_nvidia() -> bool:
-    """Whether this process computes on NVIDIA GPUs that run cuDNN's fused attention."""
-    device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", "0")
-    return device.platform == "gpu" and float(capability) >= 8.0
+    """Whether this process computes on NVIDIA GPUs that run cuDNN's fused attention (compute
+    capability 8.0 and above; an AMD GPU's has letters)."""
+    device = kernels.default_device()
+    if getattr(device, "platform", device) != "gpu":
+        return False
+    major = str(getattr(device, "compute_capability", "")).split(".")[0]
+    return major.isdecimal() and int(major) >= 8
 
 
 def rotary(

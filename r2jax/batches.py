@@ -8,7 +8,8 @@ for the memory is found at once. Two rules keep the number of compiled programs 
   steps of that row, so they never make a batch last longer.
 
 **Rows do not see their batch.** Row i of the list has the random key `fold_in(key, i)`; its result
-is the same for every batch size (exactly in float32, in bfloat16 up to near-ties).
+is the same for every batch size (exactly in float32; in bfloat16, or with 8-bit weights, up to
+near-ties).
 
 **Overlap.** The next batch is handed to the device (and compiled, where its shape is new) before
 the last one is waited for, so the device has work while the host reads and writes results.
@@ -156,10 +157,14 @@ def _overlapped(started: Iterator[tuple[list[int], DecodeOutput, Clock]]) -> Ite
     # A thread waits for the device, so that a batch's end is seen while the next one compiles.
     waiter = ThreadPoolExecutor(1)
     try:
+        began = time.perf_counter()
         for indices, output, clock in started:
-            flying.append((indices, clock, time.perf_counter(), waiter.submit(_fetch, output)))
+            # From before the dispatch: on several CPU devices it returns when all is done.
+            start = began + clock.compiling
+            flying.append((indices, clock, start, waiter.submit(_fetch, output)))
             if len(flying) > 1:
                 yield land()
+            began = time.perf_counter()
         while flying:
             yield land()
     finally:

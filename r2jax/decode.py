@@ -86,7 +86,8 @@ def decode(
 
     Returns:
       `DecodeOutput`. Row i is what a batch of that row alone would give: exactly in float32; in
-      bfloat16 a product's rounding depends on its shape, and may flip a near-tie.
+      bfloat16, or with 8-bit weights, rounding depends on a product's shape, and may flip a
+      near-tie.
     """
     if static.needs_key and keys is None:
         raise ValueError("temperature > 0 and random choices need `keys`, one a row")

@@ -138,7 +138,7 @@ class DecodeConfig:
     all."""
     confidence_alpha: float = 0.0
     """Streaming-dLLM: block calls multiply the thresholds of transfer by 1 - alpha (1 - r), r the
-    masked share of what they feed. 0: fixed."""
+    masked share of what they feed. 0: fixed. A factor's bound and the schedule stay as they are."""
     stop_at_eos: bool = False
     """End a row after the block that holds an end-of-sequence token."""
     eos_id: int | tuple[int, ...] | None = None

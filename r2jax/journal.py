@@ -135,7 +135,8 @@ class Journal:
                 f"{self.partial} is not a journal of r2jax; remove it or choose another name for "
                 "the output"
             )
-        changes = list(_changes(header["settings"], settings))
+        before = {"count": header.get("count"), **header["settings"]}
+        changes = list(_changes(before, {"count": self.count, **settings}))
         if changes:
             raise ValueError(
                 f"{self.partial} holds the results of other settings: {'; '.join(changes)}. Go on "
@@ -145,7 +146,7 @@ class Journal:
         for line in self._file:
             entry = _parse(line)
             if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in range(self.count)):
-                break
+                break  # cut short: nothing else can be wrong with what this class wrote
             self._offsets[entry[0]] = end
             end += len(line)
         self._file.truncate(end)

@@ -34,13 +34,16 @@ NARROW = (16, 32, 64)  # tokens that the tensor cores' narrow side takes, a powe
 _FAR = -1e30  # below every score; finite, so that a program without a single valid key is harmless
 
 
-@functools.cache
+def default_device() -> Any:
+    """Where this process computes: a device, or a platform's name (`jax.default_device`)."""
+    chosen: Any = getattr(jax.config, "jax_default_device", None)
+    return chosen or jax.devices()[0]
+
+
 def available() -> bool:
     """Whether this process computes on GPUs that the kernels were tuned for and tried on: compute
     capability 9.0 (H100, H200). Others may lack the shared memory that the tiles need."""
-    device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)
-    return plt is not None and device.platform == "gpu" and capability == "9.0"
+    return plt is not None and getattr(default_device(), "compute_capability", None) == "9.0"
 
 
 def fits_attention(length: int, head_dim: int, dtype: Any) -> bool:

@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Int
 
+from r2jax import kernels
 from r2jax.decode import DecodeOutput, decode
 from r2jax.decode_config import DecodeScalars, StaticDecode
 from r2jax.model import Transformer
@@ -49,9 +50,15 @@ def decode_spread(
     count no forward and hold up nobody, and none of them is returned.
 
     Raises:
-      ValueError: a mesh that is for training (`sharding.check_decode_mesh`).
+      ValueError: a mesh that is for training (`sharding.check_decode_mesh`), or that the model
+        does not know of.
     """
     check_decode_mesh(mesh)
+    if model.mesh is None and kernels.available():
+        raise ValueError(
+            "the model was put on its mesh by hand, so its kernels would gather the weights at "
+            "every step; load it with r2jax.load(path, mesh=mesh)"
+        )
     rows = len(tokens)
     more = -rows % mesh.shape["data"]
     if more:

@@ -124,7 +124,10 @@ def absent_devices(name: str) -> Topology:
 
 def _tpus(name: str, layout: str) -> Sequence[Any]:
     if find_spec("libtpu") is None:
-        raise ValueError(f"topology {name!r} needs the package libtpu: pip install 'jax[tpu]'")
+        raise ValueError(
+            f"topology {name!r} needs the package libtpu: in a checkout set up by make, set "
+            "PYTHONPATH=.venv/aot; else pip install 'jax[tpu]'"
+        )
     # Where no TPU is, libtpu asks the Cloud's metadata server which one this machine has, and warns
     # at length when none answers. What these say is of no account: the layout is given. A lock
     # file keeps two processes from one TPU; there is none to share.

@@ -108,10 +108,11 @@ def assemble(
 
 
 def for_decoding(model: Transformer, quantize: Quantization | None = None) -> Transformer:
-    """A separate model's copy that is fused, and quantised on request.
+    """A separate model, fused, and quantised on request.
 
     Args:
-      model: with its weights apart, as it is trained; it stays as it is.
+      model: with its weights apart, as it is trained. What is neither fused nor quantised is shared
+        with it: do not donate its arrays while the result is in use.
       quantize: "fp8" or "int8".
     """
     parameters = parameters_of(model)

@@ -186,13 +186,15 @@ def test_flops_are_those_that_xla_counts(refresh: bool):
     cache = None if refresh else (LayerCache(kv, kv),) * sizes.num_layers
 
     def forward(model, cache):
-        hidden, new = model.hidden(tokens, positions[:, :fed], lengths, cache)
-        return model.logits(hidden[:, :32]), new
+        hidden, new = model.hidden(tokens, positions[:, :fed], lengths, cache, wanted=(0, 32))
+        return model.logits(hidden), new
 
     analysis = jax.jit(forward).lower(model, cache).compile().cost_analysis()
     assert analysis is not None
-    # XLA also counts norms, rotations, the softmax: at this width some 6 % of all.
-    assert counted.flops["float32"] == pytest.approx(analysis["flops"], rel=0.12)
+    # XLA also counts norms, rotations, the softmax: at this width some 6 % of all. In a refresh our
+    # last layer attends from every column, where the floor counts the block's: another 10 % here.
+    rel = 0.25 if refresh else 0.12
+    assert counted.flops["float32"] == pytest.approx(analysis["flops"], rel=rel)
     assert counted.flops["float32"] < analysis["flops"]
 
 
