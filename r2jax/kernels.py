@@ -29,6 +29,9 @@ try:
 except ImportError:  # JAX has announced to drop this backend: then XLA runs everything
     plt = None
 
+# Best of seven tried on an H200, as are the warps and the steps in flight of both kernels.
+KEYS = 64  # that a program of the attention kernel takes at a time
+PROGRAMS = 128  # of it at batch 1: about one a multiprocessor
 ROWS, COLUMNS = 128, 64  # of each weight, a program of the MLP kernel per step: best of six tried
 NARROW = (16, 32, 64)  # tokens that the tensor cores' narrow side takes, a power of two
 _FAR = -1e30  # below every score; finite, so that a program without a single valid key is harmless
@@ -71,10 +74,6 @@ def block_attention(
     v_cache: Float[Array, "B T K h"],
     start: Int[Array, ""],
     key_lengths: Int[Array, " B"],
-    keys: int = 64,
-    warps: int = 4,
-    stages: int = 3,
-    programs: int = 128,
 ) -> tuple[Float[Array, "B S K h"], Float[Array, "B T K h"], Float[Array, "B T K h"]]:
     """Write the block's keys and values into the cache at column `start`, and attend.
 
@@ -86,18 +85,15 @@ def block_attention(
       k_cache, v_cache: updated in place.
       start: first column of the block.
       key_lengths: columns of each row that are attended to.
-      keys: that a program takes at a time.
-      warps, stages: of a program; steps of keys in flight.
-      programs: about so many.
 
     Returns:
       The heads' outputs and the two caches.
     """
     batch, length, heads, _, h = qkv.shape
     columns = k_cache.shape[1]
-    pieces = max(1, programs // (batch * heads))
+    pieces = max(1, PROGRAMS // (batch * heads))
     # A static number of steps is what the compiler overlaps; columns beyond the end are masked.
-    steps = -(-columns // (keys * pieces))
+    steps = -(-columns // (KEYS * pieces))
     to_log2 = h**-0.5 * 1.4426950408889634  # scores in powers of two: exp2 is what the chip has
 
     def kernel(
@@ -141,10 +137,10 @@ def block_attention(
         def cached() -> None:
             def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
                 y, best, total = carry
-                begin = (piece * steps + i) * keys
-                column = begin + jnp.arange(keys)
+                begin = (piece * steps + i) * KEYS
+                column = begin + jnp.arange(KEYS)
                 inside = (column < columns)[:, None]
-                at = row, pl.ds(begin, keys), head, slice(None)
+                at = row, pl.ds(begin, KEYS), head, slice(None)
                 k = plt.load(k_in.at[at], mask=inside, other=0.0)
                 v = plt.load(v_in.at[at], mask=inside, other=0.0)
                 own = (column >= first) & (column < first + length)
@@ -171,7 +167,7 @@ def block_attention(
         ),
         grid=(batch, heads, pieces + 1),
         input_output_aliases={3: 3, 4: 4},
-        compiler_params=plt.CompilerParams(num_warps=warps, num_stages=stages),
+        compiler_params=plt.CompilerParams(num_warps=4, num_stages=3),
         name="block_attention",
     )(qkv, start[None], key_lengths, k_cache, v_cache)
     # Piece by piece, so that it is all elementwise and XLA makes one kernel of it.
@@ -187,8 +183,6 @@ def block_attention(
 def gated_mlp(
     y: Float[Array, "B S D"],
     gate_up: Float[Array, "F 2 D"],
-    warps: int = 8,
-    stages: int = 4,
 ) -> Float[Array, "B S F"]:
     """silu(x Gᵀ) * x Uᵀ without writing either product to memory.
 
@@ -198,7 +192,6 @@ def gated_mlp(
     Args:
       y: the few tokens of a block.
       gate_up: G and U, row by row.
-      warps, stages: of a program; steps of weights in flight.
     """
     x = y.reshape(-1, y.shape[-1])
     tokens, size = x.shape
@@ -225,7 +218,7 @@ def gated_mlp(
         kernel,
         out_shape=jax.ShapeDtypeStruct((tokens, features), x.dtype),
         grid=(features // ROWS,),
-        compiler_params=plt.CompilerParams(num_warps=warps, num_stages=stages),
+        compiler_params=plt.CompilerParams(num_warps=8, num_stages=4),
         name="gated_mlp",
     )(x, gate_up)
     return out.reshape(*y.shape[:2], features)

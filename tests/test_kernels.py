@@ -89,23 +89,31 @@ def rope(length: int, start: int, h: int = 64) -> tuple[Array, Array]:
     ("start", "length", "h", "options"),
     [
         (0, 16, 64, {}),
-        (16, 16, 64, {"programs": 1}),  # a head's keys are one piece
-        (74, 16, 64, {"programs": 18}),  # three pieces; the last ends beyond the columns
-        (64, 16, 64, {"programs": 18, "keys": 16}),
+        (16, 16, 64, {"PROGRAMS": 1}),  # a head's keys are one piece
+        (74, 16, 64, {"PROGRAMS": 18}),  # three pieces; the last ends beyond the columns
+        (64, 16, 64, {"PROGRAMS": 18, "KEYS": 16}),
         (32, 32, 128, {}),
-        (26, 64, 64, {"programs": 12}),  # up to the shortest row's end
+        (26, 64, 64, {"PROGRAMS": 12}),  # up to the shortest row's end
     ],
 )
 def test_block_attention(
-    interpreted: None, start: int, length: int, h: int, options: dict[str, int]
+    interpreted: None,
+    monkeypatch: pytest.MonkeyPatch,
+    start: int,
+    length: int,
+    h: int,
+    options: dict[str, int],
 ):
+    for name, value in options.items():
+        monkeypatch.setattr(kernels, name, value)
     qkv, cache = block(length, h)
     lengths = jnp.array(LENGTHS)
     no_turn = (jnp.ones((3, length, h)), jnp.zeros((3, length, h)))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (qkv, cache))
     expected, _ = attend(wide[0], no_turn, lengths, wide[1], start, 0, None)
 
-    run = jax.jit(functools.partial(kernels.block_attention, **options))
+    # A fresh function: jit would keep the program of other pieces.
+    run = jax.jit(functools.partial(kernels.block_attention))
     y, k, v = run(qkv, cache.k, cache.v, jnp.asarray(start), lengths)
     assert y.dtype == jnp.bfloat16 and y.shape == (3, length, 2, h)
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=BF16)

@@ -138,13 +138,12 @@ class TrainConfig:
             self.held_out,
             f"a multiple of batch_size = {self.batch_size}, or below it",
         )
-        for name, values in (("compute_dtype", get_args(Dtype)),):
-            _check(
-                getattr(self, name) in values,
-                name,
-                getattr(self, name),
-                f"one of {', '.join(values)}",
-            )
+        _check(
+            self.compute_dtype in get_args(Dtype),
+            "compute_dtype",
+            self.compute_dtype,
+            f"one of {', '.join(get_args(Dtype))}",
+        )
         _check(
             not self.loss.complementary or self.batch_size % 2 == 0,
             "batch_size",
