@@ -2,7 +2,7 @@
 
     for each block, left to right:             lax.while_loop, ends early once every row has ended
         refresh: forward over everything       (prefix and dual cache)
-        while any row's block holds masks:     lax.while_loop
+        while any row needs it (`live`):       lax.while_loop
             forward (the block, block and suffix, or everything), then `denoise`
 
 "Everything" lacks what Streaming's window prunes of the suffix. A row is laid out [window | context
@@ -10,8 +10,8 @@
 grouped into segments of the program.
 
 **Rows are independent.** Blocks move in lock step, but a row takes part in a forward only while its
-own block holds masks: then it is counted, otherwise nothing of it changes. Ending a row at EOS
-fills the rest of its answer, so it never holds masks again.
+own block needs it (it holds masks): then it is counted, otherwise nothing of it changes. Ending a
+row at EOS fills the rest of its answer, so it never holds masks again.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ from jaxtyping import Bool, Int
 
 from r2jax.cache import Cache
 from r2jax.decode_config import DecodeScalars, StaticDecode
-from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, start
-from r2jax.layout import Segment, context, place, segments, window
+from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, live, start
+from r2jax.family import family_of
+from r2jax.layout import Segment, column_before, context, place, predicting, segments, window
 from r2jax.model import Transformer
 from r2jax.redundancy import Streak
 
 
 class DecodeOutput(NamedTuple):
-    """What a generation returns. K = gen_length is the most forwards a row can take."""
+    """What a generation returns. K is the most forwards that a row can take: gen_length, and one
+    more a block of families that make a block call even where the block is complete."""
 
     tokens: Int[Array, "B G"]
     nfe: Int[Array, " B"]
     """Forwards that the row needed."""
     refreshes: Int[Array, " B"]
     """How many of them were full passes."""
+    reported: Int[Array, " B"]
+    """What the family's own program reports as its steps: nfe, but for Dream's with a cache, which
+    leaves the refreshes out."""
     counts: Counts
     states: Int[Array, "B K G"] | None
     """Trace: the answer before each of the row's forwards; -1 in unused entries."""
@@ -93,11 +98,13 @@ def decode(
         raise ValueError("temperature > 0 and random choices need `keys`, one a row")
     length = static.block_length
     mask_id = model.config.mask_id
+    family = family_of(model.config)
     batch, prompt = tokens.shape
     step = functools.partial(
         denoise,
         static=static,
         scalars=scalars,
+        family=family,
         mask_id=mask_id,
         keys=keys if static.needs_key else None,
     )
@@ -109,7 +116,9 @@ def decode(
         far = context(tokens, lengths, progress.answer, behind)
         positions, key_lengths = place(lengths, places, behind, ahead)
         columns = jnp.concatenate([near, far], axis=1)
-        hidden, cache = model.hidden(columns, positions, key_lengths, wanted=(done, length))
+        before = column_before(segment, block, lengths)
+        wanted = predicting(done, length, family.shift, before)
+        hidden, cache = model.hidden(columns, positions, key_lengths, wanted=wanted)
         return step(progress, model.logits(hidden), block, full=True), cache
 
     def block_pass(
@@ -129,13 +138,12 @@ def decode(
             cache,
             start=first,
             keep=keep,
-            wanted=(keep, length),
+            wanted=predicting(keep, length, family.shift),
         )
         return step(progress, model.logits(hidden), block, full=False, suffix=suffix), cache
 
     def unfinished(progress: Progress, block: Array) -> Bool[Array, ""]:
-        current = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
-        return jnp.any(current == mask_id)
+        return jnp.any(live(progress, block, static, scalars, family, mask_id))
 
     def decode_block(progress: Progress, block: Array, segment: Segment) -> Progress:
         fresh = Streak.start(batch, length)
@@ -156,7 +164,7 @@ def decode(
             )
         return _end_at_eos(progress, block, static)
 
-    progress = start(batch, static, mask_id)
+    progress = start(batch, static, family, mask_id)
     no_row = lengths[:, None] == 0
     progress = progress._replace(answer=jnp.where(no_row, model.config.pad_id, progress.answer))
     for segment in segments(static):
@@ -165,10 +173,12 @@ def decode(
             lambda c, segment=segment: (decode_block(*c, segment), c[1] + 1),
             (progress, jnp.int32(segment.blocks.start)),
         )
+    leaves_out = family.reports_block_calls and static.cache != "none"
     return DecodeOutput(
         tokens=progress.answer,
         nfe=progress.nfe,
         refreshes=progress.refreshes,
+        reported=progress.nfe - (progress.refreshes if leaves_out else 0),
         counts=progress.counts,
         states=progress.states,
         committed_by=progress.committed_by,

@@ -11,9 +11,11 @@ import numpy as np
 
 from r2jax.config import is_int, is_number
 
+_DREAM_NAMES = ("maskgit_plus", "confidence_threshold")  # its names for ranking by probability
 _LARGEST = float(np.finfo(np.float32).max)  # scalars are float32 in the compiled program
 
 Cache = Literal["none", "prefix", "dual"]
+Alg = Literal["confidence", "entropy", "topk_margin"]
 Remasking = Literal["low_confidence", "random"]
 TokenCluster = Literal["confidence", "mid", "random"]
 TemporalEval = Literal["last", "ave", "max"]
@@ -28,6 +30,8 @@ class StaticDecode(NamedTuple):
     block_length: int
     cache: Cache
     transfer: Transfer
+    alg: Alg
+    """"confidence" unless the transfer is the schedule's."""
     remasking: Remasking
     sample: bool
     top_p: bool
@@ -42,6 +46,7 @@ class StaticDecode(NamedTuple):
     """None: nothing is pruned (as when the answer is too short for it)."""
     eos_ids: tuple[int, ...]
     """Tokens that end a row; empty: the whole answer is always decoded."""
+    round_confidence: bool
     trace: bool
 
     @property
@@ -61,6 +66,8 @@ class DecodeScalars(NamedTuple):
     """
 
     steps_per_block: int
+    tokens_per_step: int
+    """That a capped threshold may pass (`Family.capped_threshold`): all, where `steps` is None."""
     threshold: float
     factor: float
     temperature: float
@@ -103,6 +110,11 @@ class DecodeConfig:
     factor: float | None = None
     """Fast-dLLM's rank-dependent bound, instead of `threshold`: the k-th best must reach
     1 - factor / (k + 1)."""
+    alg: Alg = "confidence"
+    """What the schedule of `steps` ranks masked tokens by: their probability (Dream's name for it,
+    "maskgit_plus", is taken as well), the entropy, or the margin between the two most likely ones.
+    Windows judge by it too. Without effect under a threshold or factor, which are of
+    probabilities."""
     remasking: Remasking = "low_confidence"
     """Which masked positions stay masked longest: those of low confidence, or random ones."""
     temperature: float = 0.0
@@ -143,6 +155,9 @@ class DecodeConfig:
     """End a row after the block that holds an end-of-sequence token."""
     eos_id: int | tuple[int, ...] | None = None
     """Which tokens end a row; None: the model's eos."""
+    round_confidence: bool = False
+    """Transfer and windows compare confidences and `threshold` rounded to the model's dtype, as
+    Dream's program does (bfloat16: 0.9 becomes 0.8984). False: float32."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # a sweep hands in NumPy's or JAX's scalars
@@ -151,6 +166,8 @@ class DecodeConfig:
                 object.__setattr__(self, field.name, value.item())
             elif isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+        if self.alg in _DREAM_NAMES:
+            object.__setattr__(self, "alg", "confidence")
         self._check_each()
         self._check_together()
 
@@ -158,11 +175,13 @@ class DecodeConfig:
         """Every option by itself."""
         for name, values in (
             ("cache", get_args(Cache)),
+            ("alg", get_args(Alg)),
             ("remasking", get_args(Remasking)),
             ("token_cluster", (*get_args(TokenCluster), None)),
             ("temporal_eval", get_args(TemporalEval)),
             ("apply_rules", (True, False)),
             ("stop_at_eos", (True, False)),
+            ("round_confidence", (True, False)),
         ):
             if getattr(self, name) not in values:
                 choices = ", ".join(repr(v) for v in values)
@@ -221,6 +240,12 @@ class DecodeConfig:
             raise ValueError(
                 f"steps counts for the whole answer and must be a multiple of its {blocks} blocks "
                 f"(gen_length / block_length), got {steps}"
+            )
+        if self.remasking == "random" and (self.alg != "confidence" or self.round_confidence):
+            raise ValueError(
+                "remasking='random' ranks at random: it needs alg='confidence' and "
+                f"round_confidence=False, got alg={self.alg!r}, "
+                f"round_confidence={self.round_confidence}"
             )
         if self.confidence_alpha > 0 and self.cache == "none":
             raise ValueError(
@@ -283,20 +308,20 @@ class DecodeConfig:
         window = self.confidence_cluster_size
         spatial = self.spatial_threshold is not None
         eos_ids = self.eos_ids if self.eos_ids is not None else (eos_id,)
+        transfer: Transfer = "schedule"
+        if self.factor is not None:
+            transfer = "factor"
+        elif self.threshold is not None:
+            transfer = "threshold"
         static = StaticDecode(
             gen_length=self.gen_length,
             block_length=block,
             cache=self.cache,
-            transfer=(
-                "factor"
-                if self.factor is not None
-                else "threshold"
-                if self.threshold is not None
-                else "schedule"
-            ),
+            transfer=transfer,
+            alg=self.alg if transfer == "schedule" else "confidence",
             remasking=self.remasking,
             sample=self.temperature > 0,
-            top_p=self.temperature > 0 and self.top_p is not None,
+            top_p=self.top_p is not None,
             confidence_cluster_size=window if spatial and window and window <= block else None,
             token_cluster=self.token_cluster if spatial else None,
             temporal=self.temporal_steps is not None and self.temporal_threshold is not None,
@@ -309,11 +334,14 @@ class DecodeConfig:
                 else None
             ),
             eos_ids=eos_ids if self.stop_at_eos else (),
+            round_confidence=self.round_confidence,
             trace=trace,
         )
+        steps_per_block = (self.steps or self.gen_length) // static.num_blocks
         unmasked = self.confidence_cluster_unmasked
         scalars = DecodeScalars(
-            steps_per_block=(self.steps or self.gen_length) // static.num_blocks,
+            steps_per_block=steps_per_block,
+            tokens_per_step=block // steps_per_block if self.steps else block,
             threshold=float(self.threshold or 0.0),
             factor=float(self.factor or 0.0),
             temperature=float(self.temperature),

@@ -9,12 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
-from r2jax.decode_config import DecodeScalars, StaticDecode
-from r2jax.predict import confidence, predict
+from r2jax.decode_config import Alg, DecodeScalars, StaticDecode
+from r2jax.family import Family
+from r2jax.predict import Prediction, predict, round_to
 from r2jax.redundancy import Fired, Streak, confidence_cluster, temporal, token_cluster
-from r2jax.transfer import by_factor, by_schedule, by_threshold, leap, moving
+from r2jax.transfer import (
+    allowance,
+    by_factor,
+    by_schedule,
+    by_threshold,
+    by_timesteps,
+    leap,
+    moving,
+)
 
 # Values of `committed_by`.
 TRANSFER, CONFIDENCE_CLUSTER, TOKEN_CLUSTER, TEMPORAL, AFTER_EOS = range(5)
@@ -57,7 +67,7 @@ class Progress(NamedTuple):
     """Of the temporal rule as merely counted (potential)."""
 
 
-def start(batch: int, static: StaticDecode, mask_id: int) -> Progress:
+def start(batch: int, static: StaticDecode, family: Family, mask_id: int) -> Progress:
     """Nothing decoded yet, all counts zero."""
     zero = jnp.zeros((batch,), jnp.int32)
     counts = RuleCounts(zero, zero, zero)
@@ -68,12 +78,42 @@ def start(batch: int, static: StaticDecode, mask_id: int) -> Progress:
         nfe=zero,
         refreshes=zero,
         counts=Counts(counts, counts),
-        states=jnp.full((*shape, static.gen_length), -1, jnp.int32) if static.trace else None,
+        states=(
+            jnp.full((batch, most_forwards(static, family), static.gen_length), -1, jnp.int32)
+            if static.trace
+            else None
+        ),
         committed_by=jnp.full(shape, -1, jnp.int32) if static.trace else None,
         passes=zero,
         streak=streak,
         shadow=streak,
     )
+
+
+def most_forwards(static: StaticDecode, family: Family) -> int:
+    """The most forwards that a row can take: one a token, and what a complete block may cost."""
+    extra = family.opens_with_first_token and static.cache != "none"
+    return static.gen_length + (static.num_blocks if extra else 0)
+
+
+def live(
+    progress: Progress,
+    block: Int[Array, ""] | int,
+    static: StaticDecode,
+    scalars: DecodeScalars,
+    family: Family,
+    mask_id: int,
+) -> Bool[Array, " B"]:
+    """Rows that need another forward of this block."""
+    length = static.block_length
+    tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
+    out = jnp.any(tokens == mask_id, axis=1)
+    if family.schedule == "timesteps" and static.transfer == "schedule":
+        # The schedule's end is the block's, even if a single step has left masks.
+        out &= progress.passes < scalars.steps_per_block
+    if family.opens_with_first_token and static.cache != "none":
+        out |= progress.passes == 1
+    return out
 
 
 def denoise(
@@ -82,6 +122,7 @@ def denoise(
     block: Int[Array, ""] | int,
     static: StaticDecode,
     scalars: DecodeScalars,
+    family: Family,
     mask_id: int,
     keys: Array | None,
     *,
@@ -92,9 +133,10 @@ def denoise(
 
     Args:
       progress: before the forward.
-      logits: of the block's positions.
+      logits: that predict the block's tokens.
       block: index of the block.
       static, scalars: from `DecodeConfig.split`.
+      family: the model's.
       mask_id: the mask token.
       keys: one key a row, or None where nothing is random.
       full: whether the forward was a full pass.
@@ -102,8 +144,8 @@ def denoise(
     """
     length = static.block_length
     tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
-    masked = tokens == mask_id
-    needed = jnp.any(masked, axis=1)
+    needed = live(progress, block, static, scalars, family, mask_id)
+    masked = (tokens == mask_id) & needed[:, None]
 
     noise = None
     if keys is not None:
@@ -114,37 +156,32 @@ def denoise(
         noise[..., 0] if noise is not None and static.sample else None,
         scalars.temperature,
         scalars.top_p if static.top_p else None,
+        alg=_ranked_by(static, family, full),
+        filtered=family.filtered_confidence,
+        rounded=static.round_confidence,
     )
-    rest = prediction.rest
     if static.remasking == "random":
         assert noise is not None
         uniform = jax.vmap(jax.vmap(jax.random.uniform))(noise[..., 1])
-        rest = 1.0 / jnp.maximum(uniform, jnp.finfo(jnp.float32).tiny) - 1.0
-
-    if static.transfer == "factor":
-        transferred = by_factor(masked, rest, scalars.factor)
-    elif static.transfer == "threshold":
-        scale = 1.0 if full else moving(masked, suffix, scalars.confidence_alpha)
-        threshold = scale * scalars.threshold
-        if static.leap:
-            lower = scale * scalars.leap_threshold
-            threshold = leap(masked, rest, threshold, lower, scalars.leap_radius)
-        transferred = by_threshold(masked, rest, threshold)
-    else:
-        transferred = by_schedule(masked, rest, progress.passes, scalars.steps_per_block)
+        prediction = prediction._replace(confidence=uniform, order=-uniform)
+    dtype = logits.dtype if static.round_confidence else jnp.float32
+    transferred = _transfer(
+        masked, prediction, progress.passes, static, scalars, family, dtype, full, suffix
+    )
 
     nothing = Fired(jnp.zeros_like(masked), jnp.zeros_like(progress.nfe))
-    top_confidence = confidence(prediction.top_rest)
+    top_confidence = prediction.top_confidence
 
     def windows(masked: Bool[Array, "B L"]) -> Fired:
         if static.confidence_cluster_size is None:
             return nothing
         return confidence_cluster(
             masked,
-            confidence(rest),
+            prediction.confidence,
             static.confidence_cluster_size,
             scalars.spatial_threshold,
             scalars.confidence_cluster_unmasked,
+            dtype,
         )
 
     def runs(masked: Bool[Array, "B L"]) -> Fired:
@@ -220,6 +257,44 @@ def denoise(
         streak=streak,
         shadow=shadow,
     )
+
+
+def _ranked_by(static: StaticDecode, family: Family, full: bool) -> Alg:
+    """What the transfer of this forward ranks by."""
+    if family.entropy_with_cache and static.cache != "none" and static.transfer == "schedule":
+        return "confidence" if full else "entropy"
+    return static.alg
+
+
+def _transfer(
+    masked: Bool[Array, "B L"],
+    prediction: Prediction,
+    step: Int[Array, " B"],
+    static: StaticDecode,
+    scalars: DecodeScalars,
+    family: Family,
+    dtype: DTypeLike,
+    full: bool,
+    suffix: Int[Array, ""] | int,
+) -> Bool[Array, "B L"]:
+    """What is committed before any redundancy rule: Fast-dLLM's choice, or the family's."""
+    confidence, order = prediction.confidence, prediction.order
+    if full and family.opens_with_first_token and static.cache != "none":
+        return masked & (jnp.arange(masked.shape[1]) == 0)
+    if static.transfer == "factor":
+        return by_factor(masked, confidence, order, scalars.factor)
+    if static.transfer == "threshold":
+        scale = 1.0 if full else moving(masked, suffix, scalars.confidence_alpha)
+        threshold = round_to(jnp.float32(scale * scalars.threshold), dtype)
+        if static.leap:
+            lower = round_to(jnp.float32(scale * scalars.leap_threshold), dtype)
+            threshold = leap(masked, confidence, threshold, lower, scalars.leap_radius)
+        most = None
+        if family.capped_threshold and static.cache == "none":
+            most = allowance(masked, step, scalars.tokens_per_step)
+        return by_threshold(masked, confidence, order, threshold, most)
+    schedule = by_timesteps if family.schedule == "timesteps" else by_schedule
+    return schedule(masked, order, step, scalars.steps_per_block)
 
 
 def _position_keys(keys: Array, nfe: Int[Array, " B"], positions: Int[Array, " L"]) -> Array:

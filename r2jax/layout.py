@@ -20,8 +20,10 @@ others feed in vain.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Int
@@ -145,6 +147,42 @@ def place(
     natural = jnp.broadcast_to(jnp.arange(context), (len(prompt_lengths), context))
     positions = jnp.concatenate([generation, natural], axis=1)
     return positions, len(places) + ahead + prompt_lengths
+
+
+def predicting(
+    first: Array | int, length: int, shift: bool, before: Int[Array, " B"] | None = None
+) -> Callable[[Array], Array]:
+    """Picks, of arrays [B, columns, ...], those columns whose outputs predict a block's tokens.
+
+    Args:
+      first: the block's first column.
+      length: tokens of the block.
+      shift: a token is predicted at the one before it (`Family.shift`).
+      before: with `shift`, the column before the block, in every row its own; None: not among the
+        columns. The block's first token is known then, and its own column only fills the place.
+    """
+
+    def pick(x: Array) -> Array:
+        if not shift:
+            return lax.dynamic_slice_in_dim(x, first, length, axis=1)
+        if before is None:
+            head = lax.dynamic_slice_in_dim(x, first, 1, axis=1)
+        else:  # row by row (vmap): stays on the devices that have the row
+            head = jax.vmap(lambda row, i: lax.dynamic_slice_in_dim(row, i, 1))(x, before)
+        tail = lax.dynamic_slice_in_dim(x, first, length - 1, axis=1)
+        return jnp.concatenate([head, tail], axis=1)
+
+    return pick
+
+
+def column_before(
+    segment: Segment, block: Array | int, prompt_lengths: Int[Array, " B"]
+) -> Int[Array, " B"]:
+    """The column before `block` in a full pass, in each row: of the window, or where the block
+    is its first, of the context."""
+    done = segment.done(block)
+    behind = segment.window + prompt_lengths + segment.ahead(block) - 1
+    return jnp.where(done > 0, done - 1, behind)
 
 
 def layout(

@@ -16,7 +16,7 @@ four products instead of seven, and XLA has nothing left to concatenate.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -183,12 +183,12 @@ class Layer(nnx.Module):
         cache: LayerCache | None,
         start: Int[Array, ""] | int,
         keep: Int[Array, ""] | int,
-        wanted: tuple[Int[Array, ""] | int, int] | None = None,
+        wanted: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "B W D"], LayerCache]:
         qkv = self._qkv(self.attn_norm(x))
         y, cache = attend(qkv, rope, key_lengths, cache, start, keep, self.mesh)
         if wanted is not None:
-            x, y = (lax.dynamic_slice_in_dim(each, *wanted, axis=1) for each in (x, y))
+            x, y = wanted(x), wanted(y)
         x = x + self.o_proj(y.reshape(*y.shape[:2], -1))
         return x + self.down_proj(self._gated(self.mlp_norm(x))), cache
 
@@ -280,7 +280,7 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
         start: Int[Array, ""] | int = 0,
         keep: Int[Array, ""] | int = 0,
-        wanted: tuple[Int[Array, ""] | int, int] | None = None,
+        wanted: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "B W D"], Cache]:
         """The last layer's output, and the keys and values of all layers.
 
@@ -293,8 +293,8 @@ class Transformer(nnx.Module):
           start: first column fed.
           keep: this many of the first columns fed leave the cache as it was: they are attended to
             with their old keys and values, and their outputs are of no use.
-          wanted: first and number W of the columns fed whose output is returned (the last layer
-            computes no others); None: all.
+          wanted: picks, of an array [B, S, ...], the W columns whose output is returned (the last
+            layer computes no others); None: all.
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
             x = self.embed(tokens)

@@ -7,34 +7,43 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int
+
+from r2jax.decode_config import Alg
 
 
 class Prediction(NamedTuple):
-    """What one forward says of the block, float32. Confidence is 1 / (1 + rest)."""
+    """What one forward says of the block, float32."""
 
     token: Int[Array, "B L"]
     """The token that transfer and the confidence cluster would write (sampled, if sampling)."""
-    rest: Float[Array, "B L"]
-    """Its residual mass Σ_{j≠token} exp(z_j - z_token), of the untempered softmax. Rank by this:
-    close to 1 a float32 probability has no digits left to tell two positions apart, its residual
-    mass has."""
+    confidence: Float[Array, "B L"]
+    """What they judge it by: its probability, or the score of another `alg`."""
+    order: Float[Array, "B L"]
+    """Rank by this, ascending. Of a probability it is the residual mass: close to 1 a float32
+    probability has no digits left to tell two positions apart, its residual mass has."""
     top: Int[Array, "B L"]
     """The raw top-1 token, which the token cluster and the temporal rule go by."""
-    top_rest: Float[Array, "B L"]
-
-
-def confidence(rest: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Probability of a token from its residual mass."""
-    return 1.0 / (1.0 + rest)
+    top_confidence: Float[Array, "B L"]
+    """Its probability."""
 
 
 def residual_mass(logits: Float[Array, "B L V"], token: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """Σ_{j≠token} exp(z_j - z_token). Compares with an iota instead of gathering, so that a
-    vocabulary split over devices needs one reduction and no gather."""
+    """Σ_{j≠token} exp(z_j - z_token): a token's probability is 1 / (1 + this).
+
+    Compares with an iota instead of gathering, so that a vocabulary split over devices needs one
+    reduction and no gather.
+    """
     chosen = jnp.arange(logits.shape[-1]) == token[..., None]
     z = jnp.sum(jnp.where(chosen, logits, 0.0), axis=-1, keepdims=True)
     return jnp.sum(jnp.where(chosen, 0.0, jnp.exp(logits - z)), axis=-1)
+
+
+def round_to(x: Float[Array, "*b"], dtype: DTypeLike) -> Float[Array, "*b"]:
+    """float32 values as `dtype` holds them. XLA removes a cast there and back, but not this."""
+    kind = jnp.finfo(dtype)
+    return x if kind.bits >= 32 else lax.reduce_precision(x, kind.nexp, kind.nmant)
 
 
 def predict(
@@ -43,8 +52,12 @@ def predict(
     keys: Array | None = None,
     temperature: Array | float = 0.0,
     top_p: Array | float | None = None,
+    *,
+    alg: Alg = "confidence",
+    filtered: bool = False,
+    rounded: bool = False,
 ) -> Prediction:
-    """The token of every position and its residual mass.
+    """The token of every position and how sure the model is of it.
 
     Args:
       logits: in the model's dtype (bfloat16 is rounded before the arg-max, as in the originals).
@@ -52,21 +65,53 @@ def predict(
       keys: a key per position [B, L] to sample with; None: greedy.
       temperature: scale of the Gumbel noise.
       top_p: sample from the nucleus of this mass (of the tempered distribution); None: from
-      everything.
+        everything.
+      alg: what confidence is: the token's probability, minus the entropy, or the distance of the
+        two most likely tokens' probabilities (Dream's algorithms).
+      filtered: confidence of the distribution sampled from, after temperature and top_p.
+      rounded: probabilities and scores in the logits' dtype, as Dream's program computes them.
     """
     z = logits.astype(jnp.float32)
     is_mask = jnp.arange(z.shape[-1]) == mask_id
-    top = jnp.argmax(jnp.where(is_mask, -jnp.inf, z), axis=-1).astype(jnp.int32)
-    top_rest = residual_mass(z, top)
-    if keys is None:
-        return Prediction(top, top_rest, top, top_rest)
-    # Excluded after the division: no temperature can bring the mask back, which would never end.
-    allowed = jnp.where(is_mask, -jnp.inf, z / temperature)
-    if top_p is not None:
-        allowed = _nucleus(allowed, top_p)
-    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, z.shape[-1:], jnp.float32)))(keys)
-    token = jnp.argmax(allowed + noise, axis=-1).astype(jnp.int32)
-    return Prediction(token, residual_mass(z, token), top, top_rest)
+    token = top = jnp.argmax(jnp.where(is_mask, -jnp.inf, z), axis=-1).astype(jnp.int32)
+    judged = z
+    if keys is not None or (filtered and top_p is not None):
+        tempered = z if keys is None else z / temperature
+        # Excluded after the division: no temperature can bring the mask back, which would never
+        # end.
+        allowed = jnp.where(is_mask, -jnp.inf, tempered)
+        if top_p is not None:
+            allowed = _nucleus(allowed, top_p)
+        if keys is not None:
+            noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, z.shape[-1:])))(keys)
+            token = jnp.argmax(allowed + noise, axis=-1).astype(jnp.int32)
+        if filtered:
+            judged = jnp.where(is_mask, tempered, allowed)
+    top_confidence = 1.0 / (1.0 + residual_mass(z, top))
+    if alg == "confidence" and not rounded:
+        rest = residual_mass(judged, token)
+        return Prediction(token, 1.0 / (1.0 + rest), rest, top, top_confidence)
+    dtype = logits.dtype if rounded else jnp.float32
+    p = round_to(jax.nn.softmax(judged, axis=-1), dtype)
+    if keys is None:  # equal once rounded: the lowest id
+        token = jnp.argmax(jnp.where(is_mask, -1.0, p), axis=-1).astype(jnp.int32)
+    score = _score(p, token, alg, dtype)
+    return Prediction(token, score, -score, top, top_confidence)
+
+
+def _score(
+    p: Float[Array, "B L V"], token: Int[Array, "B L"], alg: Alg, dtype: DTypeLike
+) -> Float[Array, "B L"]:
+    """How sure a distribution is, larger is surer: Dream's `sample_tokens`."""
+    if alg == "entropy":
+        log_p = round_to(jnp.log(round_to(p + 1e-10, dtype)), dtype)
+        return round_to(jnp.sum(round_to(p * log_p, dtype), axis=-1), dtype)
+    if alg == "topk_margin":
+        first = jnp.max(p, axis=-1)
+        here = jnp.arange(p.shape[-1]) == jnp.argmax(p, axis=-1)[..., None]
+        return round_to(first - jnp.max(jnp.where(here, 0.0, p), axis=-1), dtype)
+    chosen = jnp.arange(p.shape[-1]) == token[..., None]
+    return jnp.sum(jnp.where(chosen, p, 0.0), axis=-1)
 
 
 def _nucleus(logits: Float[Array, "B L V"], top_p: Array | float) -> Float[Array, "B L V"]:

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from r2jax.decode_config import TemporalEval, TokenCluster
+from r2jax.predict import round_to
 
 
 class Fired(NamedTuple):
@@ -29,6 +31,7 @@ def confidence_cluster(
     size: int,
     threshold: Float[Array, ""] | float,
     unmasked: Int[Array, ""] | int,
+    dtype: DTypeLike = jnp.float32,
 ) -> Fired:
     """Eq. 2: where the mean confidence of a window reaches the threshold, all of it is decoded at
     once.
@@ -41,6 +44,7 @@ def confidence_cluster(
       size: window length, at most L.
       threshold: τ_s.
       unmasked: already decoded positions that a window may hold.
+      dtype: that the mean is rounded to.
     """
 
     def windows(x: Array) -> Array:
@@ -48,6 +52,7 @@ def confidence_cluster(
 
     count = windows(masked.astype(jnp.int32))
     mean = windows(jnp.where(masked, confidence, 0.0)) / jnp.maximum(count, 1)
+    mean = round_to(mean, dtype)
     fires = (count > 0) & (size - count <= unmasked) & (mean >= threshold)
     # Position j lies in the windows that start at j - size + 1 ... j.
     inside = jnp.pad(fires.astype(jnp.int32), ((0, 0), (size - 1, size - 1)))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
 from r2jax import kernels
@@ -16,6 +18,16 @@ from r2jax.decode import DecodeOutput, decode
 from r2jax.decode_config import DecodeScalars, StaticDecode
 from r2jax.model import Transformer
 from r2jax.sharding import check_decode_mesh, named_sharding
+
+# XLA's own all-reduce cannot be part of a CUDA graph: it cuts a layer into four launches by the
+# host. NCCL's can, so a block step is one graph: 4.02 ms instead of 4.35 with LLaDA-8B's weights on
+# two H200s (docs/performance.md). The list is XLA's default and COLLECTIVES, since a compiler option
+# replaces it ("+COLLECTIVES" is understood in XLA_FLAGS alone).
+_GRAPHS = {
+    "xla_gpu_experimental_use_collective_kernels": "",
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,"
+    "DYNAMIC_SLICE_FUSION,COLLECTIVES",
+}
 
 
 def mesh_of(model: Transformer) -> Mesh | None:
@@ -26,13 +38,44 @@ def mesh_of(model: Transformer) -> Mesh | None:
     return None
 
 
+def understands(options: Mapping[str, str], mesh: Mesh) -> bool:
+    """Whether the compiler of a mesh's devices knows all these options and their values. They
+    differ from release to release, and an unknown one is an error."""
+    nothing = jax.ShapeDtypeStruct((), jnp.int32, sharding=NamedSharding(mesh, PartitionSpec()))
+    try:
+        jax.jit(lambda x: x, compiler_options=dict(options)).lower(nothing).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "INVALID_ARGUMENT" not in str(error):
+            raise
+        return False
+    return True
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """What the compiler is told beyond its defaults to decode on a mesh: something only where it
+    was measured to help, weights split over NVIDIA GPUs. None for a compiler that does not know it
+    (before jax 0.11), and where XLA_FLAGS says anything about the same."""
+    device = mesh.devices.flat[0]
+    said = os.environ.get("XLA_FLAGS", "")
+    if mesh.shape["tensor"] == 1 or "NVIDIA" not in device.device_kind:
+        return None
+    if any(name in said for name in _GRAPHS) or not understands(_GRAPHS, mesh):
+        return None
+    return _GRAPHS
+
+
 @functools.cache
 def decode_on(mesh: Mesh) -> Any:
     """`decode` with its results spread over the mesh like its rows, jitted.
 
     The batch must be a multiple of the mesh's data axis.
     """
-    return jax.jit(decode, static_argnames="static", out_shardings=named_sharding(mesh, ("batch",)))
+    return jax.jit(
+        decode,
+        static_argnames="static",
+        out_shardings=named_sharding(mesh, ("batch",)),
+        compiler_options=compiler_options(mesh),
+    )
 
 
 def decode_spread(

@@ -14,6 +14,7 @@ import r2jax
 from r2jax.decode import decode
 from r2jax.decode_config import Cache
 from r2jax.denoise import denoise, start
+from r2jax.family import LLADA
 from r2jax.layout import SEGMENTS, segments, wasted_columns
 from r2jax.sharding import make_mesh, param_shardings
 from tests import golden_cases as golden
@@ -189,12 +190,12 @@ def test_the_loop_is_the_step_repeated():
     static, scalars = config.split(0)
     out = r2jax.generate(model, PROMPTS[:2], config)
     forward = jax.jit(lambda model, tokens: model(tokens))
-    step = jax.jit(denoise, static_argnames=("static", "mask_id", "full"))
+    step = jax.jit(denoise, static_argnames=("static", "family", "mask_id", "full"))
 
     for row, prompt in enumerate(PROMPTS[:2]):
-        progress = start(1, static, mask)
+        progress = start(1, static, LLADA, mask)
         for block in range(static.num_blocks):
-            fresh = start(1, static, mask)
+            fresh = start(1, static, LLADA, mask)
             progress = progress._replace(
                 passes=fresh.passes, streak=fresh.streak, shadow=fresh.shadow
             )
@@ -202,7 +203,15 @@ def test_the_loop_is_the_step_repeated():
                 natural = jnp.concatenate([jnp.asarray([prompt]), progress.answer], axis=1)
                 logits = forward(model, natural)[:, len(prompt) + block * 16 :][:, :16]
                 progress = step(
-                    progress, logits, block, static, scalars, mask_id=mask, keys=None, full=True
+                    progress,
+                    logits,
+                    block,
+                    static,
+                    scalars,
+                    LLADA,
+                    mask_id=mask,
+                    keys=None,
+                    full=True,
                 )
         np.testing.assert_array_equal(out.tokens[row], progress.answer[0])
         assert int(out.nfe[row]) == int(progress.nfe[0])

@@ -31,8 +31,8 @@ def test_prediction(digits: bytes, mask_id: int):
     got = jax.jit(predict.predict, static_argnums=1)(logits, mask_id)
     token, rest, confidence = oracle.top1(logits, mask_id)
     np.testing.assert_array_equal(got.token, token)
-    np.testing.assert_allclose(got.rest, rest, rtol=2e-6)
-    np.testing.assert_allclose(predict.confidence(got.rest), confidence, rtol=2e-6)
+    np.testing.assert_allclose(got.order, rest, rtol=2e-6)
+    np.testing.assert_allclose(got.confidence, confidence, rtol=2e-6)
     assert (got.token != mask_id).all()
 
 
@@ -53,9 +53,9 @@ def test_a_bfloat16_tie_goes_to_the_lowest_id():
 def test_certain_positions_are_still_ranked():
     """Two confidences that both round to 1.0 in float32 differ in their residual mass."""
     logits = jnp.asarray([[[40.0, 0.0, 0.0], [50.0, 0.0, 0.0], [45.0, 0.0, 0.0]]])
-    rest = predict.predict(logits, 2).rest
-    assert predict.confidence(rest).tolist() == [[1.0, 1.0, 1.0]]
-    assert transfer.rank(jnp.ones((1, 3), bool), rest).tolist() == [[2, 0, 1]]
+    got = predict.predict(logits, 2)
+    assert got.confidence.tolist() == [[1.0, 1.0, 1.0]]
+    assert transfer.rank(jnp.ones((1, 3), bool), got.order).tolist() == [[2, 0, 1]]
 
 
 def test_sampling_follows_the_softmax_and_the_nucleus():
@@ -65,8 +65,9 @@ def test_sampling_follows_the_softmax_and_the_nucleus():
 
     def shares(**options):
         drawn = predict.predict(logits, 3, keys, **options)
-        confidence = np.asarray(predict.confidence(drawn.rest))
-        np.testing.assert_allclose(confidence, probability[np.asarray(drawn.token)], rtol=1e-5)
+        np.testing.assert_allclose(
+            drawn.confidence, probability[np.asarray(drawn.token)], rtol=1e-5
+        )
         assert (np.asarray(drawn.top) == 0).all()
         return np.bincount(np.asarray(drawn.token)[0], minlength=4) / 4000
 
@@ -92,8 +93,8 @@ def test_schedule(blocks: strategies.Blocks, steps: int, step: int):
 @many
 @given(strategies.blocks(length=LENGTH), strategies.sixteenths())
 def test_threshold(blocks: strategies.Blocks, limit: float):
-    confidence = np.asarray(predict.confidence(jnp.asarray(blocks.rest)))
-    got = jax.jit(transfer.by_threshold)(blocks.masked, blocks.rest, limit)
+    confidence = 1 / (1 + blocks.rest)
+    got = jax.jit(transfer.by_threshold)(blocks.masked, confidence, blocks.rest, limit)
     each = zip(blocks.masked, blocks.rest, confidence, strict=True)
     rows(got, [oracle.threshold(*row, limit) for row in each])
 
@@ -107,12 +108,12 @@ def test_threshold(blocks: strategies.Blocks, limit: float):
 )
 def test_leap(blocks: strategies.Blocks, one: float, other: float, radius: int):
     limit, lower = max(one, other), min(one, other)
-    confidence = np.asarray(predict.confidence(jnp.asarray(blocks.rest)))
-    limits = jax.jit(transfer.leap)(blocks.masked, blocks.rest, limit, lower, radius)
+    confidence = 1 / (1 + blocks.rest)
+    limits = jax.jit(transfer.leap)(blocks.masked, confidence, limit, lower, radius)
     each = list(zip(blocks.masked, blocks.rest, confidence, strict=True))
     expected = [oracle.leap(masked, c, limit, lower, radius) for masked, _, c in each]
     np.testing.assert_array_equal(limits, np.stack(expected))
-    got = jax.jit(transfer.by_threshold)(blocks.masked, blocks.rest, limits)
+    got = jax.jit(transfer.by_threshold)(blocks.masked, confidence, blocks.rest, limits)
     rows(got, [oracle.threshold(*row, own) for row, own in zip(each, expected, strict=True)])
 
 
@@ -127,8 +128,8 @@ def test_moving():
 @many
 @given(strategies.blocks(length=LENGTH), st.sampled_from([0.3, 0.7, 1.1, 1.9, 2.3, 4.1]))
 def test_factor(blocks: strategies.Blocks, scale: float):
-    confidence = np.asarray(predict.confidence(jnp.asarray(blocks.rest)))
-    got = jax.jit(transfer.by_factor)(blocks.masked, blocks.rest, scale)
+    confidence = 1 / (1 + blocks.rest)
+    got = jax.jit(transfer.by_factor)(blocks.masked, confidence, blocks.rest, scale)
     rows(
         got,
         [

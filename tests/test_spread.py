@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 import r2jax
 from r2jax.sharding import make_mesh
-from r2jax.spread import mesh_of
+from r2jax.spread import compiler_options, mesh_of, understands
 from tests import golden_cases as golden
 
 PROMPTS = [[1, 2, 3], list(range(10, 40)), [5] * 9, [7, 8], [11]]
@@ -78,3 +79,30 @@ def test_a_place_without_a_row_costs_nothing():
 def test_a_mesh_for_training_is_refused():
     with pytest.raises(ValueError, match=r"fsdp=2 is for training; .* tensor=4, .* data=2"):
         decode(on_mesh(fsdp=2, tensor=2), 1, {})
+
+
+def test_compiler_options_where_they_were_measured_to_help(monkeypatch):
+    """On NVIDIA GPUs that hold parts of the weights, unless XLA_FLAGS speaks of the same."""
+
+    def options(kind: str = "NVIDIA H200", **sizes: int) -> dict[str, str] | None:
+        devices = np.array([SimpleNamespace(device_kind=kind)] * 2)
+        shape = {"data": 1, "fsdp": 1, "tensor": 1, **sizes}
+        return compiler_options(cast(Mesh, SimpleNamespace(devices=devices, shape=shape)))
+
+    monkeypatch.setattr("r2jax.spread.understands", lambda options, mesh: True)
+    found = options(tensor=2)
+    assert found is not None and found["xla_gpu_enable_command_buffer"].endswith(",COLLECTIVES")
+    assert options(data=2) is options("TPU v5 lite", tensor=2) is options("cpu", tensor=2) is None
+    with monkeypatch.context() as context:
+        context.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=+WHILE")
+        assert options(tensor=2) is None
+    monkeypatch.setattr("r2jax.spread.understands", lambda options, mesh: False)
+    assert options(tensor=2) is None
+
+
+def test_options_that_a_compiler_does_not_understand():
+    """Names and values; the CPU's compiler reads the same list of options as the GPU's."""
+    mesh = make_mesh(tensor=2, devices=jax.devices()[:2])
+    assert understands({"xla_gpu_enable_command_buffer": "FUSION,COLLECTIVES"}, mesh)
+    assert not understands({"xla_gpu_enable_command_buffer": "COLLECTIONS"}, mesh)
+    assert not understands({"xla_gpu_no_such_option": "1"}, mesh)
