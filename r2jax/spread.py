@@ -20,9 +20,9 @@ from r2jax.model import Transformer
 from r2jax.sharding import check_decode_mesh, named_sharding
 
 # XLA's own all-reduce cannot be part of a CUDA graph: it cuts a layer into four launches by the
-# host. NCCL's can, so a block step is one graph: 4.02 ms instead of 4.35 with LLaDA-8B's weights on
-# two H200s (docs/performance.md). The list is XLA's default and COLLECTIVES, since a compiler option
-# replaces it ("+COLLECTIVES" is understood in XLA_FLAGS alone).
+# host. NCCL's can, so a block step is one graph: 4.0 ms instead of 4.3 with LLaDA-8B's weights on
+# two H200s (docs/performance.md). The list is XLA's default with COLLECTIVES, since a compiler
+# option replaces it ("+COLLECTIVES" is understood in XLA_FLAGS alone).
 _GRAPHS = {
     "xla_gpu_experimental_use_collective_kernels": "",
     "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,"
