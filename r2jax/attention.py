@@ -97,7 +97,6 @@ def attend(
         cache is not None
         and key_lengths is not None
         and _is_zero(keep)
-        and group == 3
         and kernels.fits_attention(length, h, qkv.dtype)
         and kernels.available()
     ):

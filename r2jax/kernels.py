@@ -69,19 +69,21 @@ def fits_mlp(x_shape: tuple[int, ...], weight: Array, mesh: Mesh | None) -> bool
 
 
 def block_attention(
-    qkv: Float[Array, "B S K 3 h"],
+    qkv: Float[Array, "B S K G h"],
     k_cache: Float[Array, "B T K h"],
     v_cache: Float[Array, "B T K h"],
     start: Int[Array, ""],
     key_lengths: Int[Array, " B"],
-) -> tuple[Float[Array, "B S K h"], Float[Array, "B T K h"], Float[Array, "B T K h"]]:
+) -> tuple[Float[Array, "B S N h"], Float[Array, "B T K h"], Float[Array, "B T K h"]]:
     """Write the block's keys and values into the cache at column `start`, and attend.
 
     At small batches a head's keys are cut into pieces, one program each, and the pieces' softmaxes
-    are put together at the end. The block's own keys are a piece of their own.
+    are put together at the end. The block's own keys are a piece of their own. Queries that share
+    keys have a program each: they read the same keys, but from the chip's cache (2.2 MB a layer of
+    Dream-7B's at 1056 columns), and there are too few key heads to fill the chip.
 
     Args:
-      qkv: queries, keys and values of the block by head, rotated.
+      qkv: by key head: its queries, then its key and its value; all rotated.
       k_cache, v_cache: updated in place.
       start: first column of the block.
       key_lengths: columns of each row that are attended to.
@@ -89,7 +91,9 @@ def block_attention(
     Returns:
       The heads' outputs and the two caches.
     """
-    batch, length, heads, _, h = qkv.shape
+    batch, length, kv_heads, group, h = qkv.shape
+    queries = group - 2  # that share a key
+    heads = kv_heads * queries
     columns = k_cache.shape[1]
     pieces = max(1, PROGRAMS // (batch * heads))
     # A static number of steps is what the compiler overlaps; columns beyond the end are masked.
@@ -109,8 +113,9 @@ def block_attention(
         v_out: Any,
     ) -> None:
         row, head, piece = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+        kv_head, query = lax.div(head, queries), lax.rem(head, queries)
         first = start[0]
-        q = qkv[row, :, head, 0, :]
+        q = qkv[row, :, kv_head, query, :]
 
         def scores(k: Array) -> Array:
             return jnp.dot(q, k.T, preferred_element_type=jnp.float32) * to_log2
@@ -125,9 +130,13 @@ def block_attention(
 
         @pl.when(piece == pieces)
         def own() -> None:
-            k, v = qkv[row, :, head, 1, :], qkv[row, :, head, 2, :]
-            k_out[row, pl.ds(first, length), head, :] = k
-            v_out[row, pl.ds(first, length), head, :] = v
+            k, v = qkv[row, :, kv_head, queries, :], qkv[row, :, kv_head, queries + 1, :]
+
+            @pl.when(query == 0)
+            def keep() -> None:
+                k_out[row, pl.ds(first, length), kv_head, :] = k
+                v_out[row, pl.ds(first, length), kv_head, :] = v
+
             z = scores(k)
             best = jnp.max(z, axis=1)
             p = jnp.exp2(z - best[:, None])
@@ -140,7 +149,7 @@ def block_attention(
                 begin = (piece * steps + i) * KEYS
                 column = begin + jnp.arange(KEYS)
                 inside = (column < columns)[:, None]
-                at = row, pl.ds(begin, KEYS), head, slice(None)
+                at = row, pl.ds(begin, KEYS), kv_head, slice(None)
                 k = plt.load(k_in.at[at], mask=inside, other=0.0)
                 v = plt.load(v_in.at[at], mask=inside, other=0.0)
                 own = (column >= first) & (column < first + length)

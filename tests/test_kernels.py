@@ -74,11 +74,14 @@ def random(seed: int, *shape: int, dtype: Any = jnp.bfloat16) -> Array:
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def block(length: int = 16, h: int = 64, dtype: Any = jnp.bfloat16) -> tuple[Array, LayerCache]:
-    """Queries, keys and values of a block [3, length, 2 heads, 3, h], and a full cache."""
+def block(
+    length: int = 16, h: int = 64, dtype: Any = jnp.bfloat16, queries: int = 1
+) -> tuple[Array, LayerCache]:
+    """Queries, keys and values of a block [3, length, 2 key heads, queries + 2, h], and a full
+    cache."""
     shape = (3, COLUMNS, 2, h)
     cache = LayerCache(random(1, *shape, dtype=dtype), random(2, *shape, dtype=dtype))
-    return random(0, 3, length, 2, 3, h, dtype=dtype), cache
+    return random(0, 3, length, 2, queries + 2, h, dtype=dtype), cache
 
 
 def rope(length: int, start: int, h: int = 64) -> tuple[Array, Array]:
@@ -86,14 +89,16 @@ def rope(length: int, start: int, h: int = 64) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize(
-    ("start", "length", "h", "options"),
+    ("start", "length", "h", "queries", "options"),
     [
-        (0, 16, 64, {}),
-        (16, 16, 64, {"PROGRAMS": 1}),  # a head's keys are one piece
-        (74, 16, 64, {"PROGRAMS": 18}),  # three pieces; the last ends beyond the columns
-        (64, 16, 64, {"PROGRAMS": 18, "KEYS": 16}),
-        (32, 32, 128, {}),
-        (26, 64, 64, {"PROGRAMS": 12}),  # up to the shortest row's end
+        (0, 16, 64, 1, {}),
+        (16, 16, 64, 1, {"PROGRAMS": 1}),  # a head's keys are one piece
+        (74, 16, 64, 1, {"PROGRAMS": 18}),  # three pieces; the last ends beyond the columns
+        (64, 16, 64, 1, {"PROGRAMS": 18, "KEYS": 16}),
+        (32, 32, 128, 1, {}),
+        (26, 64, 64, 1, {"PROGRAMS": 12}),  # up to the shortest row's end
+        (32, 32, 128, 7, {}),  # Dream's: seven queries share a key
+        (74, 16, 64, 2, {"PROGRAMS": 36}),
     ],
 )
 def test_block_attention(
@@ -102,11 +107,12 @@ def test_block_attention(
     start: int,
     length: int,
     h: int,
+    queries: int,
     options: dict[str, int],
 ):
     for name, value in options.items():
         monkeypatch.setattr(kernels, name, value)
-    qkv, cache = block(length, h)
+    qkv, cache = block(length, h, queries=queries)
     lengths = jnp.array(LENGTHS)
     no_turn = (jnp.ones((3, length, h)), jnp.zeros((3, length, h)))
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (qkv, cache))
@@ -115,18 +121,22 @@ def test_block_attention(
     # A fresh function: jit would keep the program of other pieces.
     run = jax.jit(functools.partial(kernels.block_attention))
     y, k, v = run(qkv, cache.k, cache.v, jnp.asarray(start), lengths)
-    assert y.dtype == jnp.bfloat16 and y.shape == (3, length, 2, h)
+    assert y.dtype == jnp.bfloat16 and y.shape == (3, length, 2 * queries, h)
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=BF16)
-    for new, old, part in ((k, cache.k, 1), (v, cache.v, 2)):
+    for new, old, part in ((k, cache.k, -2), (v, cache.v, -1)):
         written = np.array(old)
         written[:, start : start + length] = np.asarray(qkv[:, :, :, part])
         np.testing.assert_array_equal(np.asarray(new), written)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_attend_with_the_kernel_is_attend_without(as_on_nvidia: list[str], dtype: Any):
+@pytest.mark.parametrize(
+    ("dtype", "queries"), [(jnp.bfloat16, 1), (jnp.float16, 1), (jnp.bfloat16, 7)]
+)
+def test_attend_with_the_kernel_is_attend_without(
+    as_on_nvidia: list[str], dtype: Any, queries: int
+):
     """The rotary embedding around it too."""
-    qkv, cache = block(dtype=dtype)
+    qkv, cache = block(dtype=dtype, queries=queries)
     lengths, turn = jnp.array(LENGTHS), rope(16, 48)
     y, new = attend(qkv, turn, lengths, cache, jnp.asarray(48), 0, None)
     assert as_on_nvidia == ["block_attention"]
@@ -142,8 +152,6 @@ def test_attend_with_the_kernel_is_attend_without(as_on_nvidia: list[str], dtype
 def test_what_the_attention_kernel_is_not_for(as_on_nvidia: list[str]):
     qkv, cache = block()
     lengths = jnp.array(LENGTHS)
-    grouped = jnp.concatenate([qkv, qkv[:, :, :, :1]], axis=3)  # two queries a key
-    attend(grouped, rope(16, 0), lengths, cache, 0, 0, None)
     attend(qkv, rope(16, 0), None, cache, 0, 0, None)
     attend(qkv, rope(16, 0), lengths[:3] * 0 + 16, None, 0, 0, None)  # a full pass
     attend(qkv[:, :8], rope(8, 0), lengths, cache, 0, 0, None)
