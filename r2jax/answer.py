@@ -69,7 +69,10 @@ def answer(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
     check_output(args.output)
     prompts = read_prompts(args.prompts, args.prompts_file, sys.stdin)
-    config = options.decode_config(args, generation_defaults(args.checkpoint))
+    defaults, family = generation_defaults(args.checkpoint), "llada"
+    if args.task is not None:
+        family = open_checkpoint(resolve(args.checkpoint)).config.model_type
+    config = options.decode_config(args, defaults, family)
     mesh = _mesh(args.mesh) if args.mesh else None
     directory = resolve(args.checkpoint)  # a download shows progress of its own
 

@@ -20,6 +20,23 @@ Remasking = Literal["low_confidence", "random"]
 TokenCluster = Literal["confidence", "mid", "random"]
 TemporalEval = Literal["last", "ave", "max"]
 Transfer = Literal["schedule", "threshold", "factor"]
+Task = Literal["gsm8k", "math", "humaneval", "mbpp"]
+
+# τ_t and τ_s of the paper's Table 8, by config.json's model_type.
+_PAPER: dict[str, dict[Task, tuple[float, float]]] = {
+    "llada": {
+        "gsm8k": (0.70, 0.80),
+        "math": (0.70, 0.80),
+        "humaneval": (0.85, 0.85),
+        "mbpp": (0.80, 0.80),
+    },
+    "Dream": {
+        "gsm8k": (0.80, 0.85),
+        "math": (0.80, 0.85),
+        "humaneval": (0.85, 0.85),
+        "mbpp": (0.80, 0.80),
+    },
+}
 
 
 class StaticDecode(NamedTuple):
@@ -271,9 +288,28 @@ class DecodeConfig:
         return (self.eos_id,) if isinstance(self.eos_id, int) else self.eos_id
 
     @classmethod
-    def r2(cls, **overrides: Any) -> DecodeConfig:
-        """R²-dLLM: Fast-dLLM's threshold and dual cache with the three redundancy rules."""
-        return cls(**overrides)
+    def r2(
+        cls, *, task: Task | None = None, model_type: str = "llada", **overrides: Any
+    ) -> DecodeConfig:
+        """R²-dLLM: Fast-dLLM's threshold and dual cache with the three redundancy rules.
+
+        Args:
+          task: with the paper's thresholds for it (Table 8) instead of the released defaults.
+          model_type: the paper's thresholds for this family: "llada" or "Dream".
+          **overrides: any option.
+
+        Raises:
+          ValueError: the paper has no such task or family; and as the class.
+        """
+        if task is None:
+            return cls(**overrides)
+        if model_type not in _PAPER:
+            raise ValueError(f"model_type must be one of {', '.join(_PAPER)}, got {model_type!r}")
+        if task not in _PAPER[model_type]:
+            raise ValueError(f"task must be one of {', '.join(get_args(Task))}, got {task!r}")
+        temporal, spatial = _PAPER[model_type][task]
+        own = {"temporal_threshold": temporal, "spatial_threshold": spatial}
+        return cls(**{**own, **overrides})
 
     @classmethod
     def fast_dllm(cls, **overrides: Any) -> DecodeConfig:

@@ -11,6 +11,7 @@ import numpy as np
 from r2jax.config import ModelConfig
 from r2jax.decode import DecodeOutput, decode
 from r2jax.decode_config import DecodeConfig, DecodeScalars, StaticDecode
+from r2jax.family import Family, family_of
 from r2jax.model import Transformer
 from r2jax.spread import decode_spread, mesh_of
 
@@ -92,11 +93,31 @@ def check_config(config: DecodeConfig, model: ModelConfig) -> None:
                 f"eos_id {eos} must be a token of the vocabulary (size {model.vocab_size}) other "
                 f"than the mask ({model.mask_id})"
             )
+    _check_family(config, family_of(model), model.model_type)
     if config.gen_length >= model.max_sequence_length:
         raise ValueError(
             f"gen_length {config.gen_length} leaves no room for a prompt: the model has "
             f"{model.max_sequence_length} positions"
         )
+
+
+def _check_family(config: DecodeConfig, family: Family, name: str) -> None:
+    """Refuse steps that the family's own sampler refuses, or that would only idle."""
+    static, _ = config.split(eos_id=0)
+    steps = config.steps or config.gen_length
+    if family.schedule == "timesteps" and static.transfer == "schedule":
+        if steps > config.gen_length:
+            raise ValueError(
+                f"steps must be at most gen_length ({config.gen_length}) on {name}, whose schedule "
+                f"runs all of them; got {steps}"
+            )
+    if family.capped_threshold and config.cache == "none" and static.transfer == "threshold":
+        if config.gen_length % steps:
+            raise ValueError(
+                f"steps must divide gen_length ({config.gen_length}) on {name}, whose sampler "
+                f"without a cache lets a threshold pass gen_length / steps tokens a step and those "
+                f"held back; got {steps} (None: no such bound)"
+            )
 
 
 def check_prompts(

@@ -10,7 +10,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from r2jax.decode_config import DecodeConfig
+from r2jax.decode_config import DecodeConfig, Task
 
 PRESETS = ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
 
@@ -32,6 +32,12 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         help="R²-dLLM (default), Fast-dLLM, LLaDA's own sampler, Streaming-dLLM or LocalLeap; the "
         "options below change it",
     )
+    group.add_argument(
+        "--task",
+        choices=typing.get_args(Task),
+        help="with --preset r2: the paper's thresholds for this task and the checkpoint's family "
+        "(Table 8)",
+    )
     hints, texts = typing.get_type_hints(DecodeConfig), _field_docstrings()
     for field in dataclasses.fields(DecodeConfig):
         hint = hints[field.name]
@@ -50,18 +56,27 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{field.name.replace('_', '-')}", **arguments)
 
 
-def decode_config(args: argparse.Namespace, defaults: dict[str, Any]) -> DecodeConfig:
+def decode_config(
+    args: argparse.Namespace, defaults: dict[str, Any], model_type: str = "llada"
+) -> DecodeConfig:
     """The configuration that the options ask for.
 
     Args:
       args: parsed with `add_decode_options`.
       defaults: the checkpoint's, from `generation_defaults`; options win.
+      model_type: the checkpoint's, which `--task` depends on.
 
     Raises:
-      ValueError: from `DecodeConfig`.
+      ValueError: from `DecodeConfig`; `--task` with a preset that is not R²'s.
     """
     names = [field.name for field in dataclasses.fields(DecodeConfig)]
     chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if args.task is not None:
+        if args.preset != "r2":
+            raise ValueError(
+                f"--task sets thresholds of R²'s rules: it needs --preset r2, got {args.preset}"
+            )
+        chosen |= {"task": args.task, "model_type": model_type}
     return getattr(DecodeConfig, args.preset)(**{**defaults, **chosen})
 
 

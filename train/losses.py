@@ -15,7 +15,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key
 
-from r2jax.layout import layout
+from r2jax.family import family_of
+from r2jax.layout import layout, predicting
 from r2jax.model import Transformer
 from train.config import LossConfig
 from train.data import Batch
@@ -179,20 +180,22 @@ def cross_entropy(logits: Float[Array, "B G V"], target: Int[Array, "B G"]) -> F
 def answer_logits(
     model: Transformer, batch: Batch, masked: Bool[Array, "B G"]
 ) -> Float[Array, "B G V"]:
-    """Logits of the answer's positions, those in `masked` hidden.
+    """Logits that predict the answer's tokens, those in `masked` hidden.
 
     Rows are laid out [answer | prompt | pad] with explicit positions, as in decoding
     (r2jax/layout.py says why): the answer is the same columns in every row, so the language-model
-    head runs on a static slice (128 of 320 columns) and nothing is gathered. Running it on the
-    drawn block alone would save 2 % of the bundled model's arithmetic and cost a gather.
+    last layer's MLP and the head run on a static slice (128 of 320 columns; where a token is
+    predicted one position earlier, also the prompt's last). Running them on the drawn block alone would save 2 % of the bundled model's arithmetic and cost a gather.
     """
     width = batch.answer.shape[1]
     tokens = jnp.concatenate(
         [jnp.where(masked, model.config.mask_id, batch.answer), batch.prompt], axis=1
     )
     positions, key_lengths = layout(batch.prompt_length, width, batch.prompt.shape[1])
-    hidden, _ = model.hidden(tokens, positions, key_lengths)
-    return model.logits(hidden[:, :width])
+    before = width + batch.prompt_length - 1  # the prompt's last token
+    wanted = predicting(0, width, family_of(model.config).shift, before)
+    hidden, _ = model.hidden(tokens, positions, key_lengths, wanted=wanted)
+    return model.logits(hidden)
 
 
 class LossSum(NamedTuple):
