@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
+from r2jax.hf import FORMATS, Format
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -20,6 +22,7 @@ class ModelConfig:
     """
 
     model_type: str = "llada"
+    """The family, as config.json spells it: "llada" or "Dream"."""
     vocab_size: int
     """Rows of the embedding and of the language-model head (Hugging Face's `embedding_size`)."""
     hidden_size: int
@@ -30,6 +33,8 @@ class ModelConfig:
     head_dim: int
     max_sequence_length: int
     rope_theta: float
+    rope_full_precision: bool = True
+    """Rotate in float32 (LLaDA); False: in the model's dtype (Dream)."""
     rms_norm_eps: float
     qkv_bias: bool = False
     mask_id: int
@@ -37,6 +42,10 @@ class ModelConfig:
     pad_id: int
 
     def __post_init__(self) -> None:
+        if self.model_type not in FORMATS:
+            raise ValueError(
+                f"model_type must be one of {', '.join(FORMATS)}, got {self.model_type!r}"
+            )
         for name in (
             "vocab_size",
             "hidden_size",
@@ -56,6 +65,9 @@ class ModelConfig:
                 raise ValueError(
                     f"{name} must be a token id in [0, {self.vocab_size}), got {value!r}"
                 )
+        for name in ("rope_full_precision", "qkv_bias"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
@@ -77,42 +89,74 @@ class ModelConfig:
           source: the file's name, for messages.
 
         Raises:
-          ValueError: an unknown architecture, a missing key, or a switch of the original program
-            that no published checkpoint uses and that would change the result (all named).
+          ValueError: an unknown family or architecture, a missing key, or a switch of the original
+            program that no published checkpoint uses and that would change the result (all named).
         """
         model_type = config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in _FROM_HF:
+        if not isinstance(model_type, str) or model_type not in FORMATS:
             raise ValueError(
-                f"{source}: model_type is {model_type!r}; r2jax knows {', '.join(_FROM_HF)}"
+                f"{source}: model_type is {model_type!r}; r2jax knows {', '.join(FORMATS)}"
             )
         try:
-            return cls(**_FROM_HF[model_type](config, source))
+            return cls(model_type=model_type, **_fields(FORMATS[model_type], config))
         except ValueError as error:
-            message = str(error)
-            raise ValueError(
-                message if message.startswith(source) else f"{source}: {message}"
-            ) from None
+            raise ValueError(f"{source}: {error}") from None
 
     def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """A LLaDA config.json for a model made here (a converted one keeps its own file as it
-        was)."""
-        if self.qkv_bias or self.head_dim * self.num_heads != self.hidden_size:
-            raise ValueError("a LLaDA config.json has no q/k/v bias and head_dim = hidden / heads")
+        """A config.json for a model made here (a converted one keeps its own file as it was).
+
+        Raises:
+          ValueError: the family's config.json has no key for something this model has.
+        """
+        family = FORMATS[self.model_type]
+        for name, value in family.same.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"a {self.model_type} config.json means {name} = {value}, and this model has "
+                    f"{getattr(self, name)}"
+                )
+        if self.head_dim * self.num_heads != self.hidden_size:
+            raise ValueError(
+                f"a {self.model_type} config.json means head_dim = hidden_size / num_heads, and "
+                f"this model has {self.head_dim}, not {self.hidden_size} / {self.num_heads}"
+            )
+        keys = {hf: getattr(self, ours) for ours, hf in family.keys.items()}
         return {
-            **_LLADA_FIXED,
-            **{hf: getattr(self, ours) for ours, hf in _LLADA_KEYS.items()},
-            "architectures": ["LLaDAModelLM"],
-            "attention_dropout": 0.0,
-            "dtype": dtype,
-            "embedding_dropout": 0.0,
-            "init_fn": "normal",
-            "init_std": 0.02,
-            "model_type": "llada",
-            "residual_dropout": 0.0,
-            "rope_theta": self.rope_theta,
-            "use_cache": False,
-            "vocab_size": self.vocab_size,
+            **{key: value for key, value in family.fixed.items() if value is not None},
+            **keys,
+            **family.written(keys, dtype),
+            "architectures": [family.architecture],
+            "model_type": self.model_type,
         }
+
+
+def _fields(family: Format, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `ModelConfig` that a config.json of the family gives."""
+    config = {key: value for key, value in config.items() if value is not None}
+    wrong = [
+        f"{key} is {config[key]!r} (only {want!r} is supported)"
+        for key, want in {"architectures": [family.architecture], **family.fixed}.items()
+        if key in config and config[key] != want
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    config = {**family.absent(config), **config}
+    missing = [hf for hf in family.keys.values() if config.get(hf) is None]
+    if missing:
+        raise ValueError(f"missing {', '.join(missing)}")
+    width, heads = family.keys["hidden_size"], family.keys["num_heads"]
+    for key in (width, heads):
+        if not is_int(config[key]) or config[key] < 1:
+            raise ValueError(f"{key} must be a positive integer, got {config[key]!r}")
+    if config[width] % config[heads]:
+        raise ValueError(
+            f"{width} ({config[width]}) must be a multiple of {heads} ({config[heads]})"
+        )
+    return {
+        **family.same,
+        **{ours: config[hf] for ours, hf in family.keys.items()},
+        "head_dim": config[width] // config[heads],
+    }
 
 
 def is_int(value: object) -> TypeGuard[int]:
@@ -124,80 +168,6 @@ def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite integer or float."""
     return is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
-
-_LLADA_KEYS = {
-    "vocab_size": "embedding_size",
-    "hidden_size": "d_model",
-    "intermediate_size": "mlp_hidden_size",
-    "num_layers": "n_layers",
-    "num_heads": "n_heads",
-    "num_kv_heads": "n_kv_heads",
-    "max_sequence_length": "max_sequence_length",
-    "rms_norm_eps": "rms_norm_eps",
-    "mask_id": "mask_token_id",
-    "eos_id": "eos_token_id",
-    "pad_id": "pad_token_id",
-}
-# Switches of the original LLaDA program that change what the network computes. Every published
-# checkpoint has these values; anything else is refused rather than silently computed wrong.
-_LLADA_FIXED = {
-    "activation_type": "silu",
-    "alibi": False,
-    "attention_layer_norm": False,
-    "bias_for_layer_norm": False,
-    "block_group_size": 1,
-    "block_type": "llama",
-    "include_bias": False,
-    "include_qkv_bias": False,
-    "input_emb_norm": False,
-    "layer_norm_type": "rms",
-    "layer_norm_with_affine": True,
-    "rope": True,
-    "rope_full_precision": True,
-    "scale_logits": False,
-    "weight_tying": False,
-}
-# What the original class assumes when a key is absent (its configuration_llada.py).
-_LLADA_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0}
-
-
-def _llada(config: Mapping[str, Any], source: str) -> dict[str, Any]:
-    config = {**_LLADA_DEFAULTS, **{key: v for key, v in config.items() if v is not None}}
-    wrong = [
-        f"{key} is {config[key]!r} (only {want!r} is supported)"
-        for key, want in _LLADA_FIXED.items()
-        if key in config and config[key] != want
-    ]
-    if wrong:
-        raise ValueError(f"{source}: {'; '.join(wrong)}")
-    if config.get("n_kv_heads") is None:
-        config["n_kv_heads"] = 1 if config.get("multi_query_attention") else config.get("n_heads")
-    if config.get("embedding_size") is None:
-        config["embedding_size"] = config.get("vocab_size")
-    if config.get("mlp_hidden_size") is None and "d_model" in config:
-        config["mlp_hidden_size"] = config.get("mlp_ratio", 4) * config["d_model"]
-    if config.get("pad_token_id") is None:
-        config["pad_token_id"] = config.get("eos_token_id")
-    missing = [hf for hf in _LLADA_KEYS.values() if config.get(hf) is None]
-    if missing:
-        raise ValueError(f"{source}: missing {', '.join(missing)}")
-    for key in ("d_model", "n_heads"):
-        if not is_int(config[key]) or config[key] < 1:
-            raise ValueError(f"{source}: {key} must be a positive integer, got {config[key]!r}")
-    if config["d_model"] % config["n_heads"]:
-        raise ValueError(
-            f"{source}: d_model ({config['d_model']}) must be a multiple of n_heads "
-            f"({config['n_heads']})"
-        )
-    return {
-        "model_type": "llada",
-        **{ours: config[hf] for ours, hf in _LLADA_KEYS.items()},
-        "head_dim": config["d_model"] // config["n_heads"],
-        "rope_theta": config["rope_theta"],
-    }
-
-
-_FROM_HF = {"llada": _llada}
 
 LLADA_8B = ModelConfig(
     vocab_size=126464,
@@ -215,3 +185,23 @@ LLADA_8B = ModelConfig(
     pad_id=126081,
 )
 """LLaDA-8B (Base, Instruct) and LLaDA-1.5, for programs that need the sizes and not the weights."""
+
+DREAM_7B = ModelConfig(
+    model_type="Dream",
+    vocab_size=152064,
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_layers=28,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    max_sequence_length=131072,
+    rope_theta=1000000.0,
+    rope_full_precision=False,
+    rms_norm_eps=1e-6,
+    qkv_bias=True,
+    mask_id=151666,
+    eos_id=151643,
+    pad_id=151643,
+)
+"""Dream-v0-7B (Base, Instruct): the body of Qwen2.5-7B."""
