@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -12,13 +13,14 @@ from jax.sharding import Mesh, Sharding
 
 import r2jax
 from r2jax.checkpoint import parameter_shapes
-from r2jax.config import LLADA_8B
+from r2jax.config import DREAM_7B, LLADA_8B
 from r2jax.quantize import Quantization
 from r2jax.sharding import check_mesh
 from r2jax.weights import assemble
 
 SIZES = {
     "llada-8b": LLADA_8B,
+    "dream-7b": DREAM_7B,
     "tiny": r2jax.ModelConfig(
         vocab_size=512,
         hidden_size=64,
@@ -34,10 +36,24 @@ SIZES = {
         eos_id=0,
         pad_id=0,
     ),
+    "tiny-dream": dataclasses.replace(
+        DREAM_7B,
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=192,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        max_sequence_length=4096,
+        mask_id=511,
+        eos_id=0,
+        pad_id=0,
+    ),
 }
 # Weights of 1.5 / sqrt(fan in) and a sharp head give predictions that differ from position to
 # position and confidences from near 0 to near 1, so that every rule has work (the goldens' recipe).
-GAIN, HEAD_GAIN = 1.5, 9.0
+GAIN, HEAD_GAIN, BIAS = 1.5, 9.0, 0.5
 
 
 @functools.cache
@@ -79,6 +95,8 @@ def random_model(
 
     def read(name: str, dtype: np.dtype, sharding: Sharding | None) -> jax.Array:
         shape = shapes[name]
+        if name.endswith(".bias"):
+            return _draw(shape, dtype, sharding)(keys[name], BIAS)
         if len(shape) == 1:
             return jnp.ones(shape, dtype, device=sharding)
         part = name.partition(".")[0]
