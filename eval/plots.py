@@ -8,6 +8,7 @@ SVG, each for a light and a dark page), and prints the results as Markdown.
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections import defaultdict
@@ -90,8 +91,10 @@ def subtitle(row: Row) -> str:
 
 
 def draw_programs(rows: list[Row], axes: Axes) -> str | None:
-    """Milliseconds per NFE of ours and of the reference programs, at batch 1."""
-    base = [r for r in rows if r.get("references")]
+    """Milliseconds per NFE of ours and of the reference programs, at batch 1; of rules that were
+    timed more than once the latest."""
+    timed = sorted((r for r in rows if r.get("references")), key=lambda r: r["date"])
+    base = list({r["settings"]["rules"]: r for r in timed}.values())
     if not base:
         return None
     first = next((r for r in base if r["settings"]["rules"] == "r2"), base[0])
@@ -184,7 +187,7 @@ def draw_batches(rows: list[Row], axes: Axes) -> str | None:
     axes.set(xscale="log", yscale="log", xlabel="batch", ylabel="tokens/s")
     axes.set_xticks(sorted({r["settings"]["batch"] for s in series for r in s}))
     plain(axes.xaxis)
-    plain(axes.yaxis, 1, 2, 5)
+    plain(axes.yaxis, 1, 2, 3, 5, 7)
     axes.legend(loc="upper left")
     title(axes, f"Batches: {subtitle(series[0][0])}")
     return "batches"
@@ -196,7 +199,12 @@ def draw_lengths(rows: list[Row], axes: Axes) -> str | None:
     series = [g for g in groups(chosen, "gen_length") if len(g) > 1]
     if not series:
         return None
-    for i, each in enumerate(series[: len(COLORS)]):
+    series = series[: len(COLORS)]
+    highest: dict[int, float] = defaultdict(float)
+    for row in itertools.chain(*series):
+        x = row["settings"]["gen_length"]
+        highest[x] = max(highest[x], row["seconds"])
+    for i, each in enumerate(series):
         s = each[0]["settings"]
         label = f"{RULES[s['rules']]}, cache {s['cache']}"
         label += f", window {s['window_size']}" if s["window_size"] is not None else ""
@@ -204,8 +212,9 @@ def draw_lengths(rows: list[Row], axes: Axes) -> str | None:
         ys = [r["seconds"] for r in each]
         _series(axes, i, xs, ys, label)
         for x, y, row in zip(xs, ys, each, strict=True):
+            place = (0, 7) if y == highest[x] else (0, -13)  # others would lie on the line above
             axes.annotate(
-                f"{row['nfe_max']}", (x, y), (0, 7), textcoords="offset points", size=7, ha="center"
+                f"{row['nfe_max']}", (x, y), place, textcoords="offset points", size=7, ha="center"
             )
     axes.set(xlabel="tokens of the answer", ylabel="seconds (numbers: NFE)", ylim=(0, None))
     axes.set_xticks(sorted({r["settings"]["gen_length"] for s in series for r in s}))

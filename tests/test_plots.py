@@ -92,6 +92,16 @@ def test_other_programs_stand_beside_ours(tmp_path: Path):
     assert "60 ms" in (tmp_path / "performance-programs.svg").read_text()
 
 
+def test_of_rules_timed_twice_the_latest_run_stands_beside_ours(tmp_path: Path):
+    rows = [result(5.0, "2026-01-02", references=["original"], seed=1)]
+    rows.append(result(6.0, references=["original"]))
+    for row, ms in zip(rows, (50.0, 70.0), strict=True):
+        row["references"] = {"original": {"ms_per_nfe": ms}}
+    drawn(rows, tmp_path)
+    said = (tmp_path / "performance-programs.svg").read_text()
+    assert "50 ms" in said and "70 ms" not in said
+
+
 def test_of_equal_settings_the_latest_counts(tmp_path: Path):
     rows = [
         result(3.0, "2026-01-03", quantize="fp8"),
