@@ -34,24 +34,40 @@ def on_nvidia() -> bool:
 
 
 def rotary(
-    positions: Int[Array, "B S"], head_dim: int, theta: float
+    positions: Int[Array, "B S"], head_dim: int, theta: float, dtype: Any = jnp.float32
 ) -> tuple[Float[Array, "B S h"], Float[Array, "B S h"]]:
-    """cos and sin of the half-split rotary embedding, float32, one pair for all layers and
-    heads."""
+    """cos and sin of the half-split rotary embedding, one pair for all layers and heads.
+
+    Args:
+      positions: of the columns.
+      head_dim, theta: as in `ModelConfig`.
+      dtype: that `rotate` is to compute in; the angles are float32 in any case.
+    """
     frequency = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angle = positions[..., None].astype(jnp.float32) * frequency
     angle = jnp.concatenate([angle, angle], axis=-1)
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = (_rounded(f(angle), dtype).astype(dtype) for f in (jnp.cos, jnp.sin))
+    return cos, sin
 
 
 def rotate(
     x: Float[Array, "B S N h"], cos: Float[Array, "B S h"], sin: Float[Array, "B S h"]
 ) -> Float[Array, "B S N h"]:
-    """Rotate in float32 and cast back (LLaDA's rope_full_precision)."""
-    x32 = x.astype(jnp.float32)
+    """Rotate in the dtype of cos and sin: float32, then one cast back (LLaDA's
+    rope_full_precision), or the model's, where every product is rounded (Dream)."""
+    x32, cos32, sin32 = (y.astype(jnp.float32) for y in (x, cos[:, :, None], sin[:, :, None]))
     a, b = jnp.split(x32, 2, axis=-1)
     turned = jnp.concatenate([-b, a], axis=-1)
-    return (x32 * cos[:, :, None] + turned * sin[:, :, None]).astype(x.dtype)
+    y = _rounded(x32 * cos32, cos.dtype) + _rounded(turned * sin32, cos.dtype)
+    return y.astype(x.dtype)
+
+
+def _rounded(x: Float[Array, "*s"], dtype: Any) -> Float[Array, "*s"]:
+    """float32 numbers that `dtype` has. XLA is free to drop a cast there and back, but not this."""
+    if dtype == jnp.float32:
+        return x
+    info = jnp.finfo(dtype)
+    return lax.reduce_precision(x, info.nexp, info.nmant)
 
 
 def attention(

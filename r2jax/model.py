@@ -298,7 +298,9 @@ class Transformer(nnx.Module):
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
             x = self.embed(tokens)
-            rope = rotary(positions, self.config.head_dim, self.config.rope_theta)
+            config = self.config
+            precise = jnp.float32 if config.rope_full_precision else self.dtype
+            rope = rotary(positions, config.head_dim, config.rope_theta, precise)
             out = []
             for i, layer in enumerate(self.layers):
                 old = None if cache is None else cache[i]
