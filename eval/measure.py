@@ -2,10 +2,11 @@
 
 Thresholds are traced, so one compiled program also runs two schedules whose forwards are known:
 
-  threshold 0                  the first forward of a block commits all of it: refreshes only
+  threshold 0                  the first forward that may commits all of a block: LLaDA's refresh,
+                               the one step after it of Dream
   nothing but the best token   as many forwards as tokens, rows in lock step
 
-The difference gives the time of a block step for any batch. Where blocks differ in size (prefix
+The two give the times of a refresh and of a block step for any batch. Where blocks differ in size (prefix
 cache, suffix window) refresh and step are means over the blocks.
 """
 
@@ -151,9 +152,12 @@ def split_times(program: Program, real: dict[str, Any], repeats: int) -> tuple[f
     if static.cache == "none":
         return None, 1e3 * slow[2] / slow[0]
     fast = schedule(**ONE_PASS)
-    refresh = fast[2] / fast[1]
-    # A block of one token has no steps, only its refresh.
-    step = (slow[2] - slow[1] * refresh) / max(slow[0] - slow[1], 1)
+    # Two equations in the time of a refresh and of a step. Blocks of one token have no further
+    # steps in the slow schedule: the few there are then count to the refresh.
+    steps = [forwards - refreshes for forwards, refreshes, _ in (fast, slow)]
+    more = steps[1] - steps[0] * slow[1] / fast[1]
+    step = (slow[2] - fast[2] * slow[1] / fast[1]) / max(more, 1)
+    refresh = (fast[2] - steps[0] * (step if more else 0.0)) / fast[1]
     return 1e3 * refresh, 1e3 * step
 
 
@@ -180,7 +184,10 @@ def run_at_nfe(program: Program, target: int, repeats: int, eos_ids: Sequence[in
 def forwards_per_block(states: np.ndarray, mask_id: int, length: int) -> np.ndarray:
     """How many forwards each row took in each block: [batch, blocks] from the trace's states."""
     blocks = states.shape[2] // length
-    first = (states == mask_id).argmax(axis=2) // length  # blocks go left to right
+    masked = states == mask_id
+    # Blocks go left to right. Dream's idle step after a refresh that has completed its block counts
+    # to the next one, after the last block to itself.
+    first = np.where(masked.any(axis=2), masked.argmax(axis=2) // length, blocks - 1)
     used = states[:, :, 0] != -1
     rows = zip(first, used, strict=True)
     return np.stack([np.bincount(row[own], minlength=blocks) for row, own in rows])

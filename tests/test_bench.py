@@ -165,6 +165,31 @@ def test_forwards_per_block_are_those_of_the_trace(model):
     assert forwards.sum(axis=1).tolist() == out.nfe.tolist()
 
 
+def test_an_idle_forward_counts_to_the_next_block_and_at_the_end_to_the_last():
+    mask, rest = 9, [-1] * 4
+    states = np.array([[[9, 9, 9, 9], [1, 1, 9, 9], [1, 1, 9, 9], [1, 1, 2, 2], rest]])
+    assert measure.forwards_per_block(states, mask, 2).tolist() == [[1, 3]]
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny-dream"])
+def test_a_refresh_and_a_step_are_told_apart(size: str, monkeypatch: pytest.MonkeyPatch):
+    """Dream's refreshes never come without a step."""
+    model = random_model(SIZES[size], jnp.float32)
+    config = r2jax.DecodeConfig.r2(gen_length=32, block_length=8)
+    program = measure.Program(model, config, measure.pad([[5, 6, 7]], 3))
+
+    def timed(run: Any, repeats: int) -> tuple[Any, float]:
+        out = run()
+        refreshes = int(out.refreshes.max())
+        return out, 0.030 * refreshes + 0.004 * (int(out.nfe.max()) - refreshes)
+
+    monkeypatch.setattr(measure, "timed_result", timed)
+    real = {"nfe_max": 11, "refreshes": 4, "seconds": 0.0}
+    assert measure.split_times(program, real, 1) == pytest.approx((30, 4))
+    nfe = program.run(**measure.ONE_PASS).nfe.tolist()
+    assert nfe == ([8] if size == "tiny-dream" else [4])
+
+
 def test_lock_step_costs_the_sum_of_the_longest():
     forwards = np.array([[3, 1], [1, 4]])  # in lock step 3 + 4, the longer row alone 5
     result = measure.lock_step([forwards], 10.0, 1.0)
@@ -172,9 +197,10 @@ def test_lock_step_costs_the_sum_of_the_longest():
     assert result["bound_on_gain_of_independent_rows"] == pytest.approx((20 + 5) / (20 + 3))
 
 
+@pytest.mark.parametrize("size", ["tiny", "tiny-dream"])
 @pytest.mark.parametrize("refresh", [True, False])
-def test_flops_are_those_that_xla_counts(refresh: bool):
-    sizes = SIZES["tiny"]
+def test_flops_are_those_that_xla_counts(size: str, refresh: bool):
+    sizes = SIZES[size]
     model = random_model(sizes, jnp.float32)
     config = r2jax.DecodeConfig.r2(gen_length=32, block_length=32)
     batch, prompt = 2, 96
@@ -200,12 +226,15 @@ def test_flops_are_those_that_xla_counts(refresh: bool):
     assert counted.flops["float32"] < analysis["flops"]
 
 
-def test_bytes_by_hand():
-    sizes = SIZES["tiny"]
+@pytest.mark.parametrize("size", ["tiny", "tiny-dream"])
+def test_bytes_by_hand(size: str):
+    sizes = SIZES[size]
     model = random_model(sizes, jnp.bfloat16)
     d, f, v = sizes.hidden_size, sizes.intermediate_size, sizes.vocab_size
-    weights = 2 * (2 * (4 * d * d + 3 * d * f + 2 * d) + d * v + d)
-    kv = 2 * 2 * 2 * d * (2 * 64 + 10 + 30)  # keys and values, bf16, layers, columns of both rows
+    k = sizes.num_kv_heads * sizes.head_dim
+    bias = d + 2 * k if sizes.qkv_bias else 0
+    weights = 2 * (2 * (2 * d * d + 2 * d * k + bias + 3 * d * f + 2 * d) + d * v + d)
+    kv = 2 * 2 * 2 * k * (2 * 64 + 10 + 30)  # keys and values, bf16, layers, columns of both rows
     config = r2jax.DecodeConfig.r2(gen_length=64, block_length=16)
     assert floors.work(model, config, [10, 30], refresh=False).bytes == weights + kv
 
