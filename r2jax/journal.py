@@ -6,9 +6,9 @@ While a run lasts its records stand in `OUT.partial`, in the order in which they
     [17, {...}]                                               index in the list, record
     [3, {...}]
 
-Each append is on the disk when it returns. A run with the same settings goes on behind the last
-whole line; one with other settings is refused. At the end the records are written in the list's
-order to OUT, which appears when it is complete.
+Each append is on the disk when it returns. A run with the same settings keeps every whole line and
+makes the others anew; one with other settings is refused. At the end the records are written in the
+list's order to OUT, which appears when it is complete.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -116,9 +117,11 @@ class Journal:
             raise ValueError(f"{self.path} exists already; remove it or choose another name")
 
     def _recover(self, settings: Any) -> None:
-        """Find the records of an earlier run; drop a line that a crash cut short, and what follows.
+        """Find the records of an earlier run; cut off a last line that a crash cut short.
 
-        An append is one write, synced before the next begins: so only the last can be damaged.
+        A line stands for itself: one that is damaged in another way (pages of one write may reach
+        the disk in any order; a disk or an editor may do worse) is passed over, with a warning, and
+        those behind it are kept.
         """
         self._file.seek(0)
         head = self._file.readline()
@@ -143,13 +146,28 @@ class Journal:
                 "with the settings it was begun with, choose another name for the output, or "
                 "remove the file to start anew"
             )
+        damaged = 0
         for line in self._file:
+            if not line.endswith(b"\n"):
+                break  # cut short, so it is the last
             entry = _parse(line)
-            if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in range(self.count)):
-                break  # cut short: nothing else can be wrong with what this class wrote
-            self._offsets[entry[0]] = end
+            if (
+                isinstance(entry, list)
+                and len(entry) == 2
+                and entry[0] in range(self.count)
+                and entry[0] not in self._offsets
+            ):
+                self._offsets[entry[0]] = end
+            else:
+                damaged += 1
             end += len(line)
         self._file.truncate(end)
+        if damaged:
+            warnings.warn(
+                f"{self.partial}: {damaged} damaged lines are passed over; their records are made "
+                "anew",
+                stacklevel=3,
+            )
 
     def _write(self, data: bytes) -> None:
         try:

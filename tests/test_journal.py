@@ -50,18 +50,25 @@ def test_any_cut_is_recovered(tmp_path):
         assert path.read_bytes() == want
 
 
-def test_damage_in_the_last_append(tmp_path):
-    """Pages of one write may reach the disk in any order: what follows a hole is not trusted."""
-    with Journal(tmp_path / "out", SETTINGS, 4) as journal:
+@pytest.mark.parametrize(
+    "damage", [b"\0" * 11 + b"\n", b'[1, "lo\n', b'[7, "lost"]\n', b'[0, "x"]\n']
+)
+def test_a_damaged_line_costs_its_own_record_alone(tmp_path, damage):
+    """A page that did not reach the disk, an index that cannot be, one that is there already."""
+    path = tmp_path / "out"
+    with Journal(path, SETTINGS, 4) as journal:
         journal.append({0: "kept"})
-        journal.append({1: "lost", 2: "lost too"})
+        journal.append({1: "lost", 2: "kept too"})
         data = journal.partial.read_bytes()
-        journal.partial.write_bytes(data.replace(b'[1, "lost"]', b"\0" * 11))
-    with Journal(tmp_path / "out", SETTINGS, 4) as journal:
-        assert list(journal.done) == [0]
-        journal.append({1: "again", 2: "again", 3: "new"})
+    assert data.count(b'[1, "lost"]\n') == 1
+    journal.partial.write_bytes(data.replace(b'[1, "lost"]\n', damage) + b'[3, "cut sho')
+    with pytest.warns(UserWarning, match=r"out\.partial: 1 damaged lines are passed over"):
+        journal = Journal(path, SETTINGS, 4)
+    with journal:
+        assert list(journal.done) == [0, 2]
+        journal.append({1: "again", 3: "new"})
         journal.finish()
-    assert (tmp_path / "out").read_text() == '"kept"\n"again"\n"again"\n"new"\n'
+    assert path.read_text() == '"kept"\n"again"\n"kept too"\n"new"\n'
 
 
 def test_killed_between_the_last_two_steps(tmp_path):
