@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
@@ -103,11 +104,14 @@ def measure_rates(dtypes: set[str]) -> Rates:
 
 
 def describe() -> dict[str, Any]:
-    """Device, number of devices and versions: what a result depends on."""
+    """Device, versions and XLA_FLAGS: what a result depends on."""
     first = jax.devices()[0]
     versions = {"r2jax": r2jax.__version__}  # a bare checkout on PYTHONPATH is no distribution
     versions |= {name: version(name) for name in ("jax", "jaxlib", "flax")}
     versions["python"] = platform.python_version()
+    flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if not f.startswith("--xla_dump_")]
+    if flags:
+        versions["XLA_FLAGS"] = " ".join(flags)  # as good as another version
     if first.platform == "gpu" and (program := shutil.which("nvidia-smi")):
         query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
         said = subprocess.run(query, capture_output=True, text=True, check=False).stdout

@@ -41,9 +41,10 @@ class Rates:
 
     def seconds(self, work: Work) -> tuple[float, float] | None:
         """The floors of `work`: by its bytes and by its operations; None if a rate is missing."""
-        if not set(work.flops) <= set(self.flops_per_second):
+        products = {dtype: n for dtype, n in work.flops.items() if n}  # scales multiply nothing
+        if not set(products) <= set(self.flops_per_second):
             return None
-        flops = sum(n / self.flops_per_second[dtype] for dtype, n in work.flops.items())
+        flops = sum(n / self.flops_per_second[dtype] for dtype, n in products.items())
         return work.bytes / self.bytes_per_second, flops
 
 

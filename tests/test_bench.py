@@ -239,6 +239,23 @@ def test_bytes_by_hand(size: str):
     assert floors.work(model, config, [10, 30], refresh=False).bytes == weights + kv
 
 
+def test_a_floor_needs_the_rates_of_products_alone():
+    """Scales in float32 multiply no matrix; a product whose rate is unknown leaves no floor."""
+    rates = floors.Rates(1e12, {"int8": 1e15, "bfloat16": 1e14})
+    flops = {"int8": 2e12, "bfloat16": 1e11, "float32": 0.0}
+    assert rates.seconds(floors.Work(3e9, flops)) == pytest.approx((3e-3, 3e-3))
+    assert rates.seconds(floors.Work(3e9, {**flops, "float32": 1.0})) is None
+
+
+def test_results_under_other_flags_are_others(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    plain = device.describe()
+    assert "XLA_FLAGS" not in plain["versions"]
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=somewhere --xla_gpu_autotune_level=0")
+    flags = {"XLA_FLAGS": "--xla_gpu_autotune_level=0"}
+    assert device.describe() == {**plain, "versions": {**plain["versions"], **flags}}
+
+
 def test_a_mesh_shares_the_work_and_keeps_the_answer(tmp_path: Path):
     path = tmp_path / "bench.json"
     meshes = ["none", "tensor=2", "data=2"]
