@@ -34,6 +34,7 @@ DST; it cannot be turned back into the original.
 
   python -m convert from-hf GSAI-ML/LLaDA-8B-Instruct llada-8b
   python -m convert from-hf GSAI-ML/LLaDA-8B-Instruct llada-8b-fp8 --quantize fp8
+  python -m convert from-hf Dream-org/Dream-v0-Instruct-7B dream-7b
 """
 _TO_HF = """\
 Write a converted directory as a Hugging Face checkpoint: safetensors files (with their index if
@@ -107,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("float32", "bfloat16", "float16"),
         help="compute in this dtype (default: the one A is stored in)",
     )
-    command.add_argument("--text", help="tokens of this text, with the tokenizer.json of A")
+    command.add_argument("--text", help="tokens of this text, with the tokenizer of A")
     command.add_argument(
         "--seed", type=int, default=0, help="of the random ids (default: %(default)s)"
     )

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
-from tokenizers import Tokenizer
 
 from r2jax.checkpoint import CheckpointError, load, open_checkpoint, resolve
 from r2jax.config import ModelConfig
+from r2jax.text import encode, load_tokenizer
 
 _ROWS, _COLUMNS = 2, 64
 
@@ -64,11 +64,9 @@ def verify(
         )
     if text is None:
         tokens = _random_tokens(left.config, seed)
-    elif (source / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-        tokens = np.array([tokenizer.encode(text).ids], np.int32)
     else:
-        raise CheckpointError(f"{source} has no tokenizer.json to turn --text into tokens")
+        rows = encode(load_tokenizer(source), [text], chat=False, names=["--text"])
+        tokens = np.array(rows, np.int32)
     if not tokens.size:
         raise ValueError("--text holds no token")
     run = jax.jit(lambda model, tokens: model(tokens).astype(jnp.float32))

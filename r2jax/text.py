@@ -1,4 +1,4 @@
-"""Text in, text out: tokenizers without remote code, LLaDA's chat template, `generate_text`.
+"""Text in, text out: tokenizers without remote code, chat templates, `generate_text`.
 
 transformers is imported when a tokenizer is loaded, not with r2jax: it costs a second or two that
 programs working on token ids should not pay.
@@ -10,7 +10,8 @@ import dataclasses
 import json
 import os
 from collections.abc import Container, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from r2jax.decode_config import DecodeConfig
 from r2jax.denoise import Counts
 from r2jax.generate import generate
 from r2jax.model import Transformer
+from r2jax.safetensors_files import read_json
 from r2jax.tensors import CheckpointError
 
 if TYPE_CHECKING:
@@ -39,8 +41,39 @@ LLADA_CHAT_TEMPLATE = (
     "{% endfor %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
 )
-_TEMPLATE_TOKENS = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-END_OF_TURN = "<|eot_id|>"
+# ChatML as Qwen2.5 and Dream-v0-Instruct use it: nothing is trimmed, and a chat that opens without
+# a system turn gets one.
+CHATML_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}"
+    "{% endif %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class Chat(NamedTuple):
+    """A way to write chats down, recognised by the tokens that it needs."""
+
+    template: str
+    tokens: tuple[str, ...]
+    end_of_turn: str
+
+
+CHATS = (
+    Chat(
+        LLADA_CHAT_TEMPLATE,
+        ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        "<|eot_id|>",
+    ),
+    Chat(CHATML_TEMPLATE, ("<|im_start|>", "<|im_end|>"), "<|im_end|>"),
+)
+
+# Tokenizers that come as vocab.json and merges.txt, by their class in tokenizer_config.json: both
+# are byte-level BPE with Qwen2's way of cutting words, and Dream's own class is remote code.
+_QWEN_CLASSES = ("DreamTokenizer", "Qwen2Tokenizer", "Qwen2TokenizerFast")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,58 +98,89 @@ class TextOutput:
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint, read from tokenizer.json and tokenizer_config.json.
+    """The tokenizer of a checkpoint, read from tokenizer.json and tokenizer_config.json, or, as
+    Dream has it, from Qwen's vocab.json and merges.txt.
 
-    No code of the checkpoint is run. A tokenizer with LLaDA's special tokens but no chat template
-    gets LLaDA's, so that `tokenizer.apply_chat_template` works.
+    No code of the checkpoint is run. A tokenizer without a chat template, but with the special
+    tokens of LLaDA's or of ChatML, gets that one, so that `tokenizer.apply_chat_template` works.
 
     Args:
       source: as for `r2jax.load`: a directory, the name of a bundled model, or a hub id.
 
     Raises:
-      CheckpointError: not found, no tokenizer.json, or one that cannot be read.
+      CheckpointError: not found, no tokenizer that is read without its code, or a damaged one.
     """
     directory = resolve(source, weights=False)
-    if not (directory / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{directory} has no tokenizer.json (other tokenizer formats need code that is not run)"
-        )
+    whole = (directory / "tokenizer.json").is_file()
+    added = {} if whole else _added_to_qwen(directory)
+    name = "PreTrainedTokenizerFast" if whole else "Qwen2TokenizerFast"
     try:
-        tokenizer = _tokenizer_class().from_pretrained(directory, local_files_only=True)
+        tokenizer = _tokenizer_class(name).from_pretrained(directory, local_files_only=True)
     except Exception as error:  # the tokenizers library raises plain Exception
         raise CheckpointError(f"{directory}: the tokenizer cannot be read: {error}") from error
-    if tokenizer.chat_template is None and _has_template_tokens(tokenizer):
-        tokenizer.chat_template = LLADA_CHAT_TEMPLATE
+    vocabulary = tokenizer.get_vocab()
+    for token, index in added.items():  # the library counts on from vocab.json's last
+        if vocabulary.get(token) != index:
+            raise CheckpointError(
+                f"{directory}: {token} is token {index} in tokenizer_config.json, but follows "
+                f"vocab.json as {vocabulary.get(token)}"
+            )
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _template(tokenizer)
     return tokenizer
 
 
-def _tokenizer_class() -> type[PreTrainedTokenizerFast]:
-    """The class, without the notice that PyTorch, which tokenizers do not need, is missing."""
+def _added_to_qwen(directory: Path) -> dict[str, int]:
+    """The tokens that tokenizer_config.json adds to a Qwen tokenizer's two files, with their ids.
+
+    Raises:
+      CheckpointError: it is no such tokenizer.
+    """
+    config = directory / "tokenizer_config.json"
+    stored = read_json(config) if config.is_file() else {}
+    name = stored.get("tokenizer_class")
+    if name not in _QWEN_CLASSES:
+        raise CheckpointError(
+            f"{directory} has no tokenizer.json, and its tokenizer_class is {name!r}: without that "
+            f"file only {', '.join(_QWEN_CLASSES)} are read (others need code that is not run)"
+        )
+    absent = [n for n in ("vocab.json", "merges.txt") if not (directory / n).is_file()]
+    if absent:
+        raise CheckpointError(f"{directory} has no tokenizer.json and no {', '.join(absent)}")
+    added = stored.get("added_tokens_decoder", {})
+    return {token["content"]: int(index) for index, token in added.items()}
+
+
+def _tokenizer_class(name: str) -> type[PreTrainedTokenizerFast]:
+    """A class of transformers, without the notice that PyTorch, which tokenizers do not need, is
+    missing."""
     switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(switch)
     os.environ[switch] = "1"
     try:
-        from transformers import PreTrainedTokenizerFast
+        import transformers
     finally:
         if before is None:
             del os.environ[switch]
         else:
             os.environ[switch] = before
-    return PreTrainedTokenizerFast
+    return getattr(transformers, name)
 
 
 def generation_defaults(source: str | os.PathLike[str]) -> dict[str, Any]:
     """What a checkpoint's generation_config.json says, as arguments of `DecodeConfig`.
 
     Read are `gen_length`, `block_length` and Hugging Face's `eos_token_id` (an id or a list, as
-    `eos_id`); other keys belong to other samplers. Without the file: nothing.
+    `eos_id`, unless it is config.json's, which is the default); other keys belong to other
+    samplers. Without the file: nothing.
 
     Example: `DecodeConfig.r2(**generation_defaults("llada-gsm-6m"))`.
 
     Raises:
       CheckpointError: the checkpoint is not found, or the file is not as described.
     """
-    path = resolve(source, weights=False) / "generation_config.json"
+    directory = resolve(source, weights=False)
+    path = directory / "generation_config.json"
     if not path.is_file():
         return {}
     try:
@@ -125,12 +189,18 @@ def generation_defaults(source: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError("it must be a JSON object")
         defaults = {key: stored[key] for key in ("gen_length", "block_length") if key in stored}
         eos = stored.get("eos_token_id")
-        if eos is not None:
+        if eos not in (None, _eos_id(directory)):
             defaults["eos_id"] = tuple(eos) if isinstance(eos, list) else eos
         DecodeConfig(**defaults)
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     return defaults
+
+
+def _eos_id(directory: Path) -> int | None:
+    """What config.json calls the end of a text."""
+    path = directory / "config.json"
+    return read_json(path).get("eos_token_id") if path.is_file() else None
 
 
 def generate_text(
@@ -184,10 +254,11 @@ def with_ends(
     config: DecodeConfig, tokenizer: PreTrainedTokenizerFast, model: ModelConfig, *, chat: bool
 ) -> tuple[DecodeConfig, frozenset[int]]:
     """The configuration with the EOS that a text's end means, and all ids that end an answer."""
-    turn = _token_id(tokenizer, END_OF_TURN)
-    ends = {model.eos_id, turn, *(config.eos_ids or ())} - {None}
-    if config.stop_at_eos and config.eos_id is None and chat and turn is not None:
-        config = dataclasses.replace(config, eos_id=(model.eos_id, turn))
+    vocabulary = tokenizer.get_vocab()
+    turns = tuple(vocabulary[c.end_of_turn] for c in CHATS if c.end_of_turn in vocabulary)
+    ends = {model.eos_id, *turns, *(config.eos_ids or ())}
+    if config.stop_at_eos and config.eos_id is None and chat and turns:
+        config = dataclasses.replace(config, eos_id=(model.eos_id, *turns))
     return config, frozenset(ends)
 
 
@@ -223,15 +294,16 @@ def encode(
     untyped: Any = tokenizer  # transformers' own types allow every form of result
     if not chat:
         return [untyped(prompt)["input_ids"] for prompt in prompts]
-    if tokenizer.chat_template is None and not _has_template_tokens(tokenizer):
+    template = None if tokenizer.chat_template else _template(tokenizer)
+    if template is None and not tokenizer.chat_template:
         raise ValueError(
-            "the tokenizer has no chat template, and its vocabulary lacks LLaDA's header tokens; "
-            "pass chat=False (command line: --raw) to continue plain text"
+            "the tokenizer has no chat template, and its vocabulary lacks the tokens of LLaDA's "
+            "and of ChatML; pass chat=False (command line: --raw) to continue plain text"
         )
     return [
         untyped.apply_chat_template(
             [{"role": "user", "content": prompt}],
-            chat_template=LLADA_CHAT_TEMPLATE if tokenizer.chat_template is None else None,
+            chat_template=template,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
@@ -250,13 +322,10 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast, model: ModelConfig) -> N
         )
 
 
-def _token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int | None:
-    """The id of a token; None if the vocabulary lacks it, where transformers may give another."""
-    return tokenizer.get_vocab().get(token)
-
-
-def _has_template_tokens(tokenizer: PreTrainedTokenizerFast) -> bool:
-    return all(_token_id(tokenizer, token) is not None for token in _TEMPLATE_TOKENS)
+def _template(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """The built-in chat template whose tokens the vocabulary has."""
+    vocabulary = tokenizer.get_vocab()
+    return next((c.template for c in CHATS if all(t in vocabulary for t in c.tokens)), None)
 
 
 def _cut(tokens: list[int], ends: Container[int]) -> list[int]:

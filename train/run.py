@@ -84,14 +84,16 @@ def tokenizer_files(directory: Path | None) -> dict[str, Path]:
     """The files beside the weights that a text needs, by name; nothing for no directory.
 
     Raises:
-      FileNotFoundError: the directory has no tokenizer.json.
+      FileNotFoundError: the directory has no tokenizer.
     """
     if directory is None:
         return {}
-    if not (directory / "tokenizer.json").is_file():
-        raise FileNotFoundError(f"{directory}: no tokenizer.json")
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise FileNotFoundError(f"{directory}: neither tokenizer.json nor vocab.json")
     known = (
         "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
         "tokenizer_config.json",
         "special_tokens_map.json",
         "chat_template.jinja",
