@@ -2,7 +2,7 @@
 
     for each block, left to right:             lax.while_loop, ends early once every row has ended
         refresh: forward over everything       (prefix and dual cache)
-        while any row needs it (`live`):       lax.while_loop
+        while any row needs it (`pending`):    lax.while_loop
             forward (the block, block and suffix, or everything), then `denoise`
 
 "Everything" lacks what Streaming's window prunes of the suffix. A row is laid out [window | context
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Int
 
 from r2jax.cache import Cache
 from r2jax.decode_config import DecodeScalars, StaticDecode
-from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, live, start
+from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, pending, start
 from r2jax.family import family_of
 from r2jax.layout import Segment, column_before, context, place, predicting, segments, window
 from r2jax.model import Transformer
@@ -143,7 +143,7 @@ def decode(
         return step(progress, model.logits(hidden), block, full=False, suffix=suffix), cache
 
     def unfinished(progress: Progress, block: Array) -> Bool[Array, ""]:
-        return jnp.any(live(progress, block, static, scalars, family, mask_id))
+        return jnp.any(pending(progress, block, static, scalars, family, mask_id)[1])
 
     def decode_block(progress: Progress, block: Array, segment: Segment) -> Progress:
         fresh = Streak.start(batch, length)

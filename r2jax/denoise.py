@@ -96,24 +96,25 @@ def most_forwards(static: StaticDecode, family: Family) -> int:
     return static.gen_length + (static.num_blocks if extra else 0)
 
 
-def live(
+def pending(
     progress: Progress,
     block: Int[Array, ""] | int,
     static: StaticDecode,
     scalars: DecodeScalars,
     family: Family,
     mask_id: int,
-) -> Bool[Array, " B"]:
-    """Rows that need another forward of this block."""
+) -> tuple[Bool[Array, "B L"], Bool[Array, " B"]]:
+    """The block's positions still to decode, and the rows that need another forward for it."""
     length = static.block_length
     tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
-    out = jnp.any(tokens == mask_id, axis=1)
+    masked = tokens == mask_id
     if family.schedule == "timesteps" and static.transfer == "schedule":
-        # The schedule's end is the block's, even if a single step has left masks.
-        out &= progress.passes < scalars.steps_per_block
+        # The schedule's end is the block's, even where a single step has left masks.
+        masked &= (progress.passes < scalars.steps_per_block)[:, None]
+    needed = jnp.any(masked, axis=1)
     if family.opens_with_first_token and static.cache != "none":
-        out |= progress.passes == 1
-    return out
+        needed |= progress.passes == 1
+    return masked, needed
 
 
 def denoise(
@@ -144,8 +145,7 @@ def denoise(
     """
     length = static.block_length
     tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
-    needed = live(progress, block, static, scalars, family, mask_id)
-    masked = (tokens == mask_id) & needed[:, None]
+    masked, needed = pending(progress, block, static, scalars, family, mask_id)
 
     noise = None
     if keys is not None:

@@ -23,10 +23,12 @@ from r2jax.denoise import AFTER_EOS, TEMPORAL
 ROOT = Path(__file__).parent / "golden" / "llada"
 NAMES = ("tiny-a", "tiny-b")
 STREAMING = ("stream-a", "stream-b")
+DREAM = ("dream-a", "dream-b")
 
 
 def folder(name: str) -> Path:
-    return ROOT.parent / ("streaming" if name in STREAMING else "llada") / name
+    family = {"tiny": "llada", "stream": "streaming", "dream": "dream"}[name.split("-")[0]]
+    return ROOT.parent / family / name
 
 
 @functools.cache
@@ -56,8 +58,6 @@ def config(case: dict[str, Any]) -> r2jax.DecodeConfig:
         )
     rules = case["rules"]
     names = (
-        "threshold",
-        "factor",
         "confidence_cluster_size",
         "spatial_threshold",
         "confidence_cluster_unmasked",
@@ -65,13 +65,20 @@ def config(case: dict[str, Any]) -> r2jax.DecodeConfig:
         "temporal_steps",
         "temporal_threshold",
     )
+    named = {name: rules.get(name) for name in names}
+    dream = "alg" in case
+    if dream:
+        named |= {"alg": case["alg"], "threshold": case["threshold"]}
+        named["token_cluster_size"] = rules.get("token_cluster_size", 2)
+    else:
+        named |= {name: rules.get(name) for name in ("threshold", "factor")}
     return r2jax.DecodeConfig(
         gen_length=case["gen_length"],
         block_length=case["block_length"],
         steps=case["steps"],
         cache=case["cache"],
-        temporal_eval=rules.get("temporal_eval", "last"),
-        **{name: rules.get(name) for name in names},
+        temporal_eval=rules.get("temporal_eval", "ave" if dream else "last"),
+        **named,
     )
 
 
@@ -89,13 +96,15 @@ def differences(out: r2jax.DecodeOutput, row: int, case: dict[str, Any]) -> list
     assert out.states is not None and out.committed_by is not None
     states, committed_by = np.asarray(out.states[row]), np.asarray(out.committed_by[row])
     nfe = case["nfe"]
+    left = np.array(case["output"]) == case["mask_id"]  # Dream's schedule of a single step
     last_rule = AFTER_EOS if case.get("eos_id", -1) >= 0 else TEMPORAL
     wrong = {
         "tokens": not np.array_equal(out.tokens[row], case["output"]),
         "nfe": int(out.nfe[row]) != nfe,
         "states": not np.array_equal(states[: len(case["states"])], case["states"]),
         "unused states": (states[nfe:] != -1).any(),
-        "committed_by": (committed_by < 0).any() or (committed_by > last_rule).any(),
+        "committed_by": ((committed_by < 0) != left).any() or (committed_by > last_rule).any(),
+        "reported": int(out.reported[row]) != case.get("reported_steps", nfe),
     }
     return [f"{case['id']}: {what}" for what, is_wrong in wrong.items() if is_wrong]
 
@@ -131,7 +140,7 @@ def forward_difference(name: str) -> float:
 
 def main() -> None:
     total = wrong = 0
-    for name in STREAMING:
+    for name in STREAMING + DREAM:
         print(f"{name}: forward within {forward_difference(name):.1e}")
         for case in cases(name):
             found = run(name, [case]) + run_among_others(name, case)

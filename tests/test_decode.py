@@ -29,7 +29,7 @@ def ids(name: str) -> list[str]:
     return [group[0]["id"] for group in golden.batches(name).values()]
 
 
-@pytest.mark.parametrize("name", golden.NAMES + golden.STREAMING)
+@pytest.mark.parametrize("name", golden.NAMES + golden.STREAMING + golden.DREAM)
 def test_forward_matches_the_original(name: str):
     assert golden.forward_difference(name) < 5e-4
 
@@ -80,6 +80,34 @@ def test_golden_streaming_among_others(case: str):
     jax.clear_caches()
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "dream-a/entropy-none/P17-G64-B0",
+        "dream-b/margin-none-half/P26-G64-B0",
+        "dream-a/threshold-none/P26-G64-B0",
+        "dream-b/threshold-none-s8/P17-G64-B0",
+        "dream-a/entropy-prefix/P8-G64-B16",
+        "dream-b/entropy-dual-half/P33-G96-B32",
+        "dream-b/threshold-prefix/P5-G128-B32",
+        "dream-a/threshold-dual/P40-G64-B16",
+        "dream-b/r2/P12-G96-B32",
+        "dream-a/r2-prefix/P26-G64-B32",
+        "dream-b/r2-token-only/P5-G128-B32",
+        "dream-a/r2-temporal-ave/P8-G64-B16",
+        "dream-b/r2-entropy/P26-G64-B32",
+        "dream-b/quirk-maskgit-dual/P17-G64-B32",
+        "dream-a/quirk-entropy-dual-1step/P17-G64-B32",
+    ],
+)
+def test_golden_dream_among_others(case: str):
+    """Dream's trajectories (all 114: `python -m tests.golden_cases`), and its reported count."""
+    name = case.split("/")[0]
+    (found,) = [c for c in golden.cases(name) if c["id"] == case]
+    assert golden.run_among_others(name, found) == []
+    jax.clear_caches()
+
+
 def same(a: r2jax.DecodeOutput, b: r2jax.DecodeOutput, rows: slice = slice(None)) -> None:
     """Everything that a row has, states and counts included: `rows` of a, all of b."""
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
@@ -100,17 +128,32 @@ VARIETY = {
     "streaming, dual, leap": {"window_size": 20, "confidence_alpha": 0.4, "leap_radius": 3},
     "pruned, sampled, none": {"cache": "none", "window_size": 0, "temperature": 0.5},
 }
+VARIETY_DREAM = {
+    "dream": {"temporal_eval": "ave"},
+    "dream, nucleus, pruned": {
+        "cache": "prefix", "window_size": 9, "temperature": 0.7, "top_p": 0.8, "eos_id": 15,
+    },
+    "dream, margin": {
+        "cache": "none", "block_length": None, "threshold": None, "alg": "topk_margin", "steps": 40,
+    },
+    "dream, capped": {"cache": "none", "steps": 16, "threshold": 0.3},
+}  # fmt: skip
+EVERY = {name: ("tiny-a", options) for name, options in VARIETY.items()}
+EVERY |= {name: ("dream-a", options) for name, options in VARIETY_DREAM.items()}
 
 
 # Those whose programs differ on a mesh: caches, sampling over a split vocabulary, windows.
-ON_A_MESH = ("r2", "prefix", "nucleus, random run", "random remasking", "streaming")
+ON_A_MESH = {
+    **dict.fromkeys(("r2", "prefix", "nucleus, random run", "random remasking", "streaming"), 4),
+    **dict.fromkeys(("dream", "dream, nucleus, pruned"), 2),  # key heads to split
+}
 
 
-@pytest.mark.parametrize("options", VARIETY.values(), ids=VARIETY)
-def test_a_row_is_what_it_is_alone(options: dict):
+@pytest.mark.parametrize(("name", "options"), EVERY.values(), ids=EVERY)
+def test_a_row_is_what_it_is_alone(name: str, options: dict):
     config = dataclasses.replace(SMALL, **options)
     key = jax.random.key(1)
-    model = golden.model("tiny-a")
+    model = golden.model(name)
     batch = r2jax.generate(model, PROMPTS, config, key=key, trace=True)
     assert (np.asarray(batch.tokens) != model.config.mask_id).all()
 
@@ -120,14 +163,15 @@ def test_a_row_is_what_it_is_alone(options: dict):
     same(batch, alone, slice(row, row + 1))
 
 
-@pytest.mark.parametrize("name", ON_A_MESH)
-def test_eight_devices_equal_one(name: str):
-    config = dataclasses.replace(SMALL, **VARIETY[name])
+@pytest.mark.parametrize(("variety", "tensor"), ON_A_MESH.items())
+def test_eight_devices_equal_one(variety: str, tensor: int):
+    name, options = EVERY[variety]
+    config = dataclasses.replace(SMALL, **options)
     key = jax.random.key(1)
-    model = golden.model("tiny-a")
+    model = golden.model(name)
     batch = r2jax.generate(model, PROMPTS, config, key=key, trace=True)
     graph, state = nnx.split(model)
-    mesh = make_mesh(data=2, tensor=4)
+    mesh = make_mesh(data=8 // tensor, tensor=tensor)
     sharded = nnx.merge(graph, jax.device_put(state, param_shardings(state, mesh)))
     out = r2jax.generate(sharded, PROMPTS, config, key=key, trace=True)
     assert len(out.tokens.sharding.device_set) == 8
@@ -296,6 +340,30 @@ def test_steps_of_the_schedule_are_the_nfe():
         config = r2jax.DecodeConfig.vanilla(gen_length=64, block_length=16, steps=steps)
         out = r2jax.generate(golden.model("tiny-b"), PROMPTS, config)
         assert out.nfe.tolist() == out.refreshes.tolist() == [expected] * 4
+
+
+def test_dream_schedules_and_caps_that_cannot_be_are_refused():
+    model = golden.model("dream-a")
+    plain = r2jax.DecodeConfig(gen_length=64, block_length=None, cache="none", threshold=0.5)
+    for wrong, message in (
+        ({"steps": 24}, "steps must divide gen_length"),
+        ({"threshold": None, "steps": 128}, "steps must be at most gen_length"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            r2jax.generate(model, PROMPTS, dataclasses.replace(plain, **wrong))
+    # LLaDA's sampler counts neither.
+    r2jax.generate(golden.model("tiny-a"), PROMPTS, dataclasses.replace(plain, steps=24))
+
+
+def test_a_dream_threshold_without_steps_is_not_capped():
+    """As a cap of one step, and no slower than one that holds tokens back."""
+    model = golden.model("dream-a")
+    config = r2jax.DecodeConfig(gen_length=64, block_length=None, cache="none", threshold=0.3)
+    free = r2jax.generate(model, PROMPTS, config, trace=True)
+    same(free, r2jax.generate(model, PROMPTS, dataclasses.replace(config, steps=1), trace=True))
+    capped = r2jax.generate(model, PROMPTS, dataclasses.replace(config, steps=32))
+    assert int(free.nfe.sum()) < int(capped.nfe.sum())
+    assert (np.asarray(free.reported) == np.asarray(free.nfe)).all()
 
 
 @pytest.mark.parametrize("window", [None, 0, 7, 16, 40, 600])
