@@ -20,11 +20,13 @@ from eval.references import (
     check_reference,
     checkout,
     original,
+    original_dream,
+    original_llada,
     parse_reference,
     time_reference,
 )
-from r2jax import DecodeConfig, Transformer
-from r2jax.config import LLADA_8B
+from r2jax import DecodeConfig, ModelConfig, Transformer
+from r2jax.config import DREAM_7B, LLADA_8B
 from r2jax.weights import for_decoding
 
 TINY = SIZES["tiny"]
@@ -39,12 +41,19 @@ def write(folder: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def original_checkout(tmp_path: Path) -> Path:
-    return write(tmp_path / "R2", {f"llada/{name}": "" for name in original.FILES})
+    files = [f"{p.FOLDER}/{name}" for p in original.PROGRAMS.values() for name in p.FILES]
+    return write(tmp_path / "R2", dict.fromkeys(files, ""))
 
 
-def test_a_path_is_the_checkout_or_its_folder(original_checkout: Path):
-    inner = original_checkout / "llada"
-    assert original.find(str(original_checkout)) == original.find(str(inner)) == inner
+@pytest.mark.parametrize("config", [LLADA_8B, DREAM_7B], ids=lambda c: c.model_type)
+def test_a_path_is_the_checkout_or_its_folder(original_checkout: Path, config: ModelConfig):
+    inner = original_checkout / config.model_type.lower()
+    for path in (original_checkout, inner):
+        assert original.find(str(path), config.model_type) == inner
+    assert original.find(str(inner)) == inner  # one of them is enough where no model is named yet
+    (inner / "model").rename(inner / "gone")
+    with pytest.raises(ValueError, match=rf"\(its {inner.name}\): model/.* is not there"):
+        check_reference("original", str(original_checkout), config, DecodeConfig.r2())
 
 
 @pytest.mark.parametrize(
@@ -72,14 +81,16 @@ def test_parse_reference_names_a_missing_package_and_a_missing_file(
     missing.clear()
     assert parse_reference(word) == ("original", str(original_checkout))
     (original_checkout / "llada/generate.py").unlink()
+    assert parse_reference(word) == ("original", str(original_checkout))  # Dream's is there
+    (original_checkout / "dream/model/modeling_dream.py").unlink()
     with pytest.raises(ValueError, match=r"not a checkout of R2-dLLM.*: generate.py is not there"):
         parse_reference(word)
 
 
 def test_original_arguments_under_r2():
     decode = DecodeConfig.r2(gen_length=64, block_length=16, temporal_eval="ave")
-    assert original.FUNCTIONS[decode.cache] == "generate_with_dual_cache"
-    assert original.arguments(decode, mask_id=7) == {
+    assert original_llada.FUNCTIONS[decode.cache] == "generate_with_dual_cache"
+    assert original_llada.arguments(decode, mask_id=7) == {
         "steps": 64,
         "gen_length": 64,
         "block_length": 16,
@@ -100,14 +111,14 @@ def test_original_arguments_under_r2():
 
 def test_original_arguments_without_rules():
     """Fast-dLLM keeps R²'s thresholds only to count with them: the original must not apply them."""
-    fast = original.arguments(DecodeConfig.fast_dllm(factor=1.5), mask_id=7)
+    fast = original_llada.arguments(DecodeConfig.fast_dllm(factor=1.5), mask_id=7)
     assert fast["factor"] == 1.5 and fast["threshold"] == 0.9
     assert all(fast[name] is None for name in checkout.R2_OPTIONS)
-    plain = original.arguments(DecodeConfig.vanilla(gen_length=64, steps=32), mask_id=7)
+    plain = original_llada.arguments(DecodeConfig.vanilla(gen_length=64, steps=32), mask_id=7)
     assert plain["threshold"] is None and plain["steps"] == 32 and plain["block_length"] == 32
     assert not set(plain) & set(checkout.R2_OPTIONS)  # its functions without dual cache lack them
     whole = DecodeConfig.vanilla(gen_length=64, block_length=None)
-    assert original.arguments(whole, mask_id=7)["block_length"] == 64
+    assert original_llada.arguments(whole, mask_id=7)["block_length"] == 64
 
 
 @pytest.mark.parametrize(
@@ -144,13 +155,55 @@ def test_original_accepts(original_checkout: Path, decode: DecodeConfig):
     check_reference("original", str(original_checkout), TINY, decode)
 
 
+def test_dream_arguments_under_r2():
+    decode = DecodeConfig.r2(token_cluster_size=3, cache="prefix")
+    assert original_dream.arguments(decode) == {
+        "block_length": 32,
+        "dual_cache": False,
+        "threshold": 0.9,
+        "confidence_cluster_size": 3,
+        "spatial_threshold": 0.8,
+        "confidence_cluster_unmasked": 1,
+        "token_cluster": "confidence",
+        "token_cluster_size": 3,
+        "temporal_steps": 3,
+        "temporal_threshold": 0.8,
+        "temporal_eval": "last",
+    }
+    fast = original_dream.arguments(DecodeConfig.fast_dllm())
+    assert fast["dual_cache"] and all(fast[name] is None for name in original_dream.OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("decode", "wrong"),
+    [
+        (DecodeConfig.r2(), []),
+        (DecodeConfig.r2(cache="prefix", confidence_cluster_size=None), []),
+        (DecodeConfig.fast_dllm(), []),
+        (DecodeConfig.vanilla(block_length=None, alg="entropy"), []),
+        (DecodeConfig.vanilla(block_length=256, threshold=0.9, steps=64), []),
+        (DecodeConfig.vanilla(threshold=0.9), ["cache 'none' with block_length 32", "threshold"]),
+        (DecodeConfig.r2(cache="none", block_length=None, steps=64), ["R²'s rules without"]),
+        (DecodeConfig.r2(factor=1.0), ["factor 1.0"]),
+        (DecodeConfig.r2(token_cluster="random"), ["token_cluster 'random'"]),
+    ],
+)
+def test_what_the_original_dream_has(decode: DecodeConfig, wrong: list[str]):
+    found = original.unsupported(DREAM_7B, decode)
+    assert len(found) == len(wrong)
+    assert all(f.startswith(w) for f, w in zip(found, wrong, strict=True))
+
+
 def test_an_option_unknown_to_the_adapters_is_refused_unless_at_its_default():
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Newer(DecodeConfig):
         suffix: int | None = None
 
-    assert original.unsupported(Newer()) == []
-    assert original.unsupported(Newer(suffix=64)) == ["suffix 64 (only None)"]
+    for config in (LLADA_8B, DREAM_7B):
+        assert original.unsupported(config, Newer()) == []
+        assert original.unsupported(config, Newer(suffix=64)) == ["suffix 64 (only None)"]
+    assert original.unsupported(DREAM_7B, Newer(round_confidence=True)) == []
+    assert original.unsupported(LLADA_8B, Newer(round_confidence=True)) != []
 
 
 def test_models_that_a_reference_cannot_be():
@@ -171,7 +224,7 @@ def test_models_that_a_reference_cannot_be():
     ],
 )
 def test_bonsai_has_llada_s_sampler_only(decode: DecodeConfig, wrong: list[str]):
-    found = bonsai.unsupported(decode)
+    found = bonsai.unsupported(TINY, decode)
     assert len(found) == len(wrong)
     assert all(f.startswith(w) for f, w in zip(found, wrong, strict=True))
 

@@ -4,7 +4,8 @@ A reference is a checkout that the user names by path. It is imported and run as
 of the user's choice, none of which is in this repository. Each adapter makes the program's own
 model class, hands it our weights and calls its own generate function.
 
-  original   GATECH-EIC/R2-dLLM (PyTorch): the path of the checkout or of its `llada` folder
+  original   GATECH-EIC/R2-dLLM (PyTorch): the path of the checkout; its folder `llada` or `dream`
+             runs, by the model
   bonsai     jax-ml/bonsai (JAX): the path of the checkout
 
 The original needs torch (built for the device that JAX runs on) beside us; transformers 5 will do.
@@ -57,8 +58,8 @@ def check_reference(name: str, path: str, config: ModelConfig, decode: DecodeCon
         named).
     """
     adapter = ADAPTERS[name]
-    adapter.find(path)
-    wrong = [*adapter.unsupported_model(config), *adapter.unsupported(decode)]
+    adapter.find(path, config.model_type)
+    wrong = [*adapter.unsupported_model(config), *adapter.unsupported(config, decode)]
     if wrong:
         raise ValueError(f"the reference {name!r} cannot do: {'; '.join(wrong)}")
 
@@ -85,10 +86,10 @@ def time_reference(
       repeats: timed runs at most; no further one starts after 5 s of them (`device.timed`).
 
     Returns:
-      "seconds" (median of the timed "runs", after a warm-up), "nfe" as the program itself counts,
-      "ms_per_nfe", "tokens" of the answer, "program" and "ran" (what was run, in words),
-      "whole_run" (False: only the first steps were), "attention", "dtype", "device", "versions",
-      "source" (fingerprint of the program's files).
+      "seconds" (median of the timed "runs", after a warm-up), "nfe" (its forwards), "ms_per_nfe",
+      "tokens" of the answer, "program" and "ran" (what was run, in words), "whole_run" (False: only
+      the first steps were), "attention", "dtype", "device", "versions", "source" (fingerprint of
+      the program's files).
 
     Raises:
       ValueError: as `check_reference`; or the model is quantised or on several devices.

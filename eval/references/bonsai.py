@@ -50,8 +50,8 @@ _TOP = {
 }
 
 
-def find(path: str) -> Path:
-    """The checkout.
+def find(path: str, model_type: str | None = None) -> Path:
+    """The checkout; its model is always LLaDA.
 
     Raises:
       ValueError: it is none.
@@ -71,7 +71,7 @@ def unsupported_model(config: ModelConfig) -> list[str]:
     return wrong
 
 
-def unsupported(decode: DecodeConfig) -> list[str]:
+def unsupported(config: ModelConfig, decode: DecodeConfig) -> list[str]:
     """Options that its sampler does not have, in words."""
     wrong = checkout.unsupported_anywhere(decode)
     if decode.cache != "none":

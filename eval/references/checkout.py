@@ -39,11 +39,11 @@ _KNOWN = {
 }
 
 
-def unsupported_anywhere(decode: DecodeConfig) -> list[str]:
+def unsupported_anywhere(decode: DecodeConfig, known: tuple[str, ...] = ()) -> list[str]:
     """Options that no reference can be timed with, in words.
 
-    An option that this file does not know is refused unless it is at its default: a reference must
-    not silently run something else than ours.
+    An option that neither this file nor the adapter (`known`) knows is refused unless it is at its
+    default: a reference must not silently run something else than ours.
     """
     wrong = []
     if decode.temperature:
@@ -54,7 +54,7 @@ def unsupported_anywhere(decode: DecodeConfig) -> list[str]:
         wrong.append("stop_at_eos (it decodes every block)")
     for field in dataclasses.fields(decode):
         value = getattr(decode, field.name)
-        if field.name not in _KNOWN and value != field.default:
+        if field.name not in (*_KNOWN, *known) and value != field.default:
             wrong.append(f"{field.name} {value!r} (only {field.default!r})")
     return wrong
 

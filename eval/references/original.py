@@ -1,95 +1,66 @@
-"""The original R²-dLLM on LLaDA (GATECH-EIC/R2-dLLM, PyTorch), with our weights through DLPack.
+"""The original R²-dLLM (GATECH-EIC/R2-dLLM, PyTorch), with our weights through DLPack.
 
-Runs the functions that the program's own evaluation runs: `generate_with_dual_cache` (R² rules, or
-Fast-dLLM without them), `generate_with_prefix_cache` and `generate` (LLaDA's sampler, no cache).
-Its modeling file does its attention with flash-attn where that is installed (for 16-bit weights),
-otherwise with torch's scaled_dot_product_attention.
+Its programs for LLaDA and Dream are two, in a folder each; the model says which one runs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import platform
+import sys
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
 
 from eval.device import timed
-from eval.references import checkout
+from eval.references import checkout, original_dream, original_llada
 from r2jax import DecodeConfig, ModelConfig
 from r2jax.fuse import separate
 from r2jax.hf import hf_names
 
 PACKAGES = ("torch", "transformers")
-FILES = ("generate.py", "model/modeling_llada.py", "model/configuration_llada.py")
-FUNCTIONS = {
-    "dual": "generate_with_dual_cache",
-    "prefix": "generate_with_prefix_cache",
-    "none": "generate",
-}
+PROGRAMS: dict[str, ModuleType] = {"llada": original_llada, "Dream": original_dream}
 _ENDLESS = "the original program does not end here: it predicts the mask token (take another seed)"
 
 
-def find(path: str) -> Path:
-    """The program's folder: `path`, or `llada` in it.
+def find(path: str, model_type: str | None = None) -> Path:
+    """The folder of the program for a model: `path`, or `llada` or `dream` in it.
+
+    Args:
+      path: of the checkout.
+      model_type: None: of the first program that is there.
 
     Raises:
       ValueError: neither holds its files.
     """
-    inner = Path(path) / "llada"
-    return checkout.find(str(inner) if inner.is_dir() else path, FILES, "R2-dLLM (its llada)")
+    wrong = []
+    for program in PROGRAMS.values() if model_type is None else [PROGRAMS[model_type]]:
+        inner = Path(path) / program.FOLDER
+        inside = str(inner) if inner.is_dir() else path
+        try:
+            return checkout.find(inside, program.FILES, f"R2-dLLM (its {program.FOLDER})")
+        except ValueError as error:
+            wrong.append(error)
+    raise wrong[0]
 
 
 def unsupported_model(config: ModelConfig) -> list[str]:
-    """Models that its class cannot be, in words."""
+    """Models that its classes cannot be, in words."""
     try:
         config.to_hf()
     except ValueError as error:
         return [str(error)]
-    wrong = [f"model_type {config.model_type!r} (only 'llada')"]
-    return wrong if config.model_type != "llada" else []
+    return []
 
 
-def unsupported(decode: DecodeConfig) -> list[str]:
+def unsupported(config: ModelConfig, decode: DecodeConfig) -> list[str]:
     """Options that its functions do not have, in words."""
-    wrong = checkout.unsupported_anywhere(decode)
-    if not checkout.rules_on(decode):
-        return wrong
-    if decode.cache != "dual":
-        wrong.append(f"R²'s rules with cache {decode.cache!r} (only 'dual', or apply_rules=False)")
-    if decode.token_cluster is not None and decode.spatial_threshold is not None:
-        if decode.confidence_cluster_size is None:
-            wrong.append("token_cluster without confidence_cluster_size")
-        if decode.token_cluster_size != 2:
-            wrong.append(f"token_cluster_size {decode.token_cluster_size} (only 2)")
-        if decode.token_cluster == "random":
-            wrong.append("token_cluster 'random' (it draws other numbers)")
-    return wrong
-
-
-def arguments(decode: DecodeConfig, mask_id: int) -> dict[str, Any]:
-    """Keyword arguments of its generate function for a configuration it supports.
-
-    Its precedence of factor, threshold and steps is ours.
-    """
-    out: dict[str, Any] = {
-        "steps": decode.steps or decode.gen_length,
-        "gen_length": decode.gen_length,
-        "block_length": decode.block_length or decode.gen_length,
-        "temperature": 0.0,
-        "remasking": decode.remasking,
-        "mask_id": mask_id,
-        "threshold": decode.threshold,
-        "factor": decode.factor,
-    }
-    if decode.cache == "dual":
-        on = checkout.rules_on(decode)
-        out |= {name: getattr(decode, name) if on else None for name in checkout.R2_OPTIONS}
-    return out
+    return PROGRAMS[config.model_type].unsupported(decode)
 
 
 def describe(decode: DecodeConfig) -> str:
@@ -106,36 +77,21 @@ def describe(decode: DecodeConfig) -> str:
 
 
 @functools.cache  # its config class registers itself with transformers, which takes it once only
-def _load(folder: Path) -> SimpleNamespace:
+def _load(model_type: str, folder: Path) -> SimpleNamespace:
     with checkout.first_on_path(folder, ("generate", "model")):
-        import generate  # pyright: ignore[reportMissingImports]
-        from model import configuration_llada, modeling_llada  # pyright: ignore[reportMissingImports]
-
-        return SimpleNamespace(
-            generate=generate, configuration=configuration_llada, modeling=modeling_llada
-        )
+        return PROGRAMS[model_type].load()
 
 
-def _build(program: SimpleNamespace, config: ModelConfig, weights: dict[str, jax.Array]) -> Any:
-    """Its model around our arrays, made without weights of its own (torch's meta device): only the
-    parts of our fused matrices are copies, 9.7 GB of LLaDA-8B's 16."""
+def _tensors(config: ModelConfig, weights: dict[str, jax.Array]) -> dict[str, Any]:
+    """Our arrays under its names: only the parts of our fused matrices are copies, 9.7 GB of
+    LLaDA-8B's 16."""
     import torch  # pyright: ignore[reportMissingImports]
 
     parts: dict[str, Any] = {}
     for name, array in weights.items():
         parts |= separate(name, torch.from_dlpack(array), config)
     names = hf_names(config.model_type, parts)
-    tensors = {names[ours]: tensor.contiguous() for ours, tensor in parts.items()}
-    narrow = all(tensor.element_size() == 2 for tensor in tensors.values())
-    # As its evaluation sets it; its file falls back where flash-attn is not installed.
-    described = program.configuration.LLaDAConfig(**config.to_hf(), flash_attention=narrow)
-    described.use_cache = False  # transformers 5 keeps no such key, and its forward asks for it
-    inner = program.modeling.create_model_config_from_pretrained_config(described)
-    inner.init_device = "meta"
-    body = program.modeling.LLaDAModel(inner, init_params=False)
-    model = program.modeling.LLaDAModelLM(described, model=body)
-    model.load_state_dict(tensors, strict=True, assign=True)
-    return model.eval()
+    return {names[ours]: tensor.contiguous() for ours, tensor in parts.items()}
 
 
 def run(
@@ -146,7 +102,8 @@ def run(
     prompt: list[int],
     repeats: int,
 ) -> dict[str, Any]:
-    """Time the program; see `eval.references.time_reference`.
+    """Time the program; see `eval.references.time_reference`. "nfe" is its forwards, refreshes
+    among them (Dream's own count leaves those out).
 
     Raises:
       RuntimeError: it does not end: it may commit the mask token itself (we never do), after which
@@ -154,10 +111,10 @@ def run(
     """
     import torch  # pyright: ignore[reportMissingImports]
 
-    folder = find(path)
-    program = _load(folder)
-    model = _build(program, config, weights)
-    function = getattr(program.generate, FUNCTIONS[decode.cache])
+    adapter, folder = PROGRAMS[config.model_type], find(path, config.model_type)
+    program = _load(config.model_type, folder)
+    model = adapter.build(program, config, _tensors(config, weights))
+    name, function = adapter.generator(program, model, config, decode)
     tokens = torch.tensor([prompt], device=model.device)
     cuda = tokens.is_cuda
     forwards = 0
@@ -165,19 +122,21 @@ def run(
     def count(*_: Any) -> None:
         nonlocal forwards
         forwards += 1
-        if forwards > decode.gen_length:  # each commits a token
+        # Each commits a token, but for one idle call a block at most.
+        if forwards > 2 * decode.gen_length:
             raise RuntimeError(_ENDLESS)
 
     def generate(**changes: Any) -> tuple[Any, int]:
         nonlocal forwards
         forwards = 0
         try:
-            out, nfe = function(model, tokens, **(arguments(decode, config.mask_id) | changes))
+            with contextlib.redirect_stdout(sys.stderr):  # it reports its steps
+                out = function(tokens, **changes)
         except IndexError as error:  # a schedule has no entry for one step more
             raise RuntimeError(_ENDLESS) from error
         if cuda:
             torch.cuda.synchronize()
-        return out, nfe
+        return out, forwards
 
     model.register_forward_pre_hook(count)
     # One block loads every kernel that a run needs; a whole run would cost the wait once more.
@@ -188,21 +147,21 @@ def run(
     seconds = timed(lambda: last.append(generate()), repeats)
     out, nfe = last[-1]
     result = {
-        "program": f"{function.__module__}.{function.__name__}",
+        "program": name,
         "ran": describe(decode),
-        "attention": "flash-attn" if model.model.transformer.blocks[0].flash_attn_func else "SDPA",
+        "attention": adapter.attention(model),
         "device": torch.cuda.get_device_name(tokens.device) if cuda else "cpu",
         "seconds": seconds,
         "runs": len(last),
         "whole_run": True,
-        "nfe": int(nfe),
+        "nfe": nfe,
         "tokens": out[0, len(prompt) :].tolist(),
         "versions": {
             "torch": torch.__version__,
             "transformers": version("transformers"),
             "python": platform.python_version(),
         },
-        "source": checkout.fingerprint(folder, FILES),
+        "source": checkout.fingerprint(folder, adapter.FILES),
     }
     del model  # the caller's next timing gets its memory back
     gc.collect()
