@@ -183,9 +183,10 @@ def answer_logits(
     """Logits that predict the answer's tokens, those in `masked` hidden.
 
     Rows are laid out [answer | prompt | pad] with explicit positions, as in decoding
-    (r2jax/layout.py says why): the answer is the same columns in every row, so the language-model
-    last layer's MLP and the head run on a static slice (128 of 320 columns; where a token is
-    predicted one position earlier, also the prompt's last). Running them on the drawn block alone would save 2 % of the bundled model's arithmetic and cost a gather.
+    (r2jax/layout.py says why): the answer is the same columns in every row, so the last layer's MLP
+    and the language-model head run on a static slice (128 of 320 columns; where a token is
+    predicted one position earlier, on the prompt's last as well). Running them on the drawn block
+    alone would save 2 % of the bundled model's arithmetic and cost a gather.
     """
     width = batch.answer.shape[1]
     tokens = jnp.concatenate(
