@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from r2jax import DecodeConfig, ModelConfig
-from r2jax.config import LLADA_8B
+from r2jax.config import DREAM_7B, LLADA_8B
 from tests import golden_cases as golden
 
 TINY = json.loads((golden.ROOT / "tiny-a" / "config.json").read_text())
+DREAM = json.loads((golden.ROOT.parent / "dream" / "dream-b" / "config.json").read_text())
 
 
 def test_a_config_survives_the_round_trip():
@@ -22,6 +23,108 @@ def test_a_config_survives_the_round_trip():
     assert (config.num_layers, config.head_dim, config.mask_id) == (2, 16, 255)
     assert ModelConfig.from_hf(config.to_hf()) == config
     assert ModelConfig.from_hf(LLADA_8B.to_hf("bfloat16")) == LLADA_8B
+    config = ModelConfig.from_hf(DREAM)
+    assert (config.num_layers, config.num_kv_heads, config.mask_id, config.eos_id) == (
+        3,
+        2,
+        150,
+        151,
+    )
+    assert config.qkv_bias and not config.rope_full_precision
+    assert ModelConfig.from_hf(config.to_hf()) == config
+    assert ModelConfig.from_hf(DREAM_7B.to_hf("bfloat16")) == DREAM_7B
+
+
+def test_the_published_dream_config():
+    """config.json of Dream-v0-Instruct-7B, as far as it says anything."""
+    published = {
+        "architectures": ["DreamModel"],
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoModel": "modeling_dream.DreamModel"},
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "hidden_act": "silu",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "mask_token_id": 151666,
+        "max_position_embeddings": 131072,
+        "max_window_layers": 28,
+        "model_type": "Dream",
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "pad_token_id": 151643,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+        "vocab_size": 152064,
+    }
+    assert ModelConfig.from_hf(published) == DREAM_7B
+
+
+def test_other_sizes_vocabularies_and_special_ids_are_the_configs_own():
+    """LLaDA-1.5 and Dream's variants need no code: whatever their config.json says."""
+    newer = {**LLADA_8B.to_hf("bfloat16"), "mask_token_id": 5, "n_kv_heads": 8, "n_layers": 40}
+    config = ModelConfig.from_hf(newer)
+    assert config == dataclasses.replace(LLADA_8B, mask_id=5, num_kv_heads=8, num_layers=40)
+    assert ModelConfig.from_hf({**TINY, "rope_full_precision": False}).rope_full_precision is False
+    other = {
+        **DREAM,
+        "vocab_size": 999,
+        "mask_token_id": 5,
+        "eos_token_id": 7,
+        "pad_token_id": None,
+        "num_key_value_heads": 1,
+        "hidden_size": 96,
+    }
+    config = ModelConfig.from_hf(other)
+    assert (config.vocab_size, config.mask_id, config.eos_id, config.pad_id) == (999, 5, 7, 7)
+    assert (config.num_kv_heads, config.head_dim) == (1, 24)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling is {'rope_type': 'yarn'} (only No"),
+        ({"rope_parameters": {"rope_theta": 1e6}}, "rope_parameters is {'rope_theta': 1000000.0}"),
+        ({"use_sliding_window": True}, "use_sliding_window is True (only False is supported)"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings is True (only False is supported)"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu' (only 'silu' is supported)"),
+        ({"use_mrope": True}, "use_mrope is True"),
+        ({"architectures": ["DreamForCausalLM"]}, "architectures is ['DreamForCausalLM'] (only"),
+        ({"mask_token_id": 320}, "mask_id must be a token id in [0, 320), got 320"),
+        ({"hidden_size": 66}, "hidden_size (66) must be a multiple of num_attention_heads (4)"),
+        ({"num_attention_heads": "4"}, "num_attention_heads must be a positive integer, got '4'"),
+        # The original class has defaults for these, but of no published checkpoint.
+        (
+            {"rope_theta": None, "num_key_value_heads": None, "mask_token_id": None},
+            "missing num_key_value_heads, rope_theta, mask_token_id",
+        ),
+    ],
+)
+def test_a_wrong_dream_config_names_file_field_and_value(change: dict, message: str):
+    with pytest.raises(ValueError) as error:
+        ModelConfig.from_hf({**DREAM, **change}, "there/config.json")
+    assert str(error.value).startswith("there/config.json: ") and message in str(error.value)
+
+
+def test_a_model_that_its_familys_config_cannot_describe_is_refused():
+    for config, message in (
+        (dataclasses.replace(DREAM_7B, qkv_bias=False), "means qkv_bias = True"),
+        (dataclasses.replace(DREAM_7B, rope_full_precision=True), "rope_full_precision = False"),
+        (dataclasses.replace(LLADA_8B, qkv_bias=True), "a llada config.json means qkv_bias = Fa"),
+        (dataclasses.replace(LLADA_8B, head_dim=64), "means head_dim = hidden_size / num_heads"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.to_hf()
+    with pytest.raises(ValueError, match="model_type must be one of llada, Dream, got 'dream'"):
+        dataclasses.replace(DREAM_7B, model_type="dream")
 
 
 def test_absent_keys_take_the_original_programs_defaults():
@@ -36,7 +139,9 @@ def test_absent_keys_take_the_original_programs_defaults():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'; r2jax knows llada"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'; r2jax knows llada, Dream"),
+        ({"architectures": ["LLaDAMoEModelLM"]}, "architectures is ['LLaDAMoEModelLM'] (only"),
+        ({"rope_full_precision": "no"}, "rope_full_precision must be true or false, got 'no'"),
         ({"model_type": ["llada"]}, "model_type is"),
         ({"d_model": "x"}, "d_model must be a positive integer, got 'x'"),
         ({"d_model": 62}, "d_model (62) must be a multiple of n_heads (4)"),
