@@ -1,4 +1,4 @@
-"""A random LLaDA with a tokenizer, small enough for tests of everything above the arrays."""
+"""A random LLaDA, or Dream, with a tokenizer, small enough for tests of all above the arrays."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from r2jax.text import LLADA_CHAT_TEMPLATE
 
 EOS, START, MASK = "<|endoftext|>", "<|startoftext|>", "<|mdm_mask|>"
 SPECIAL = [EOS, START, MASK, "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+# Dream's, after the words of vocab.json; its mask is not the last.
+DREAM_SPECIAL = [EOS, "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>", "<|more|>"]
+DREAM_WORDS = 290
 TEXT = [
     "Anna has 3 apples and buys 4 more. How many apples does she have now?",
     "She has 3 + 4 = 7 apples.\n#### 7",
@@ -80,21 +83,75 @@ def write_tokenizer(directory: Path, *, template: bool = True) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_checkpoint(directory: Path, **changes: Any) -> Path:
-    """A Hugging Face directory with weights, tokenizer, generation defaults and problems."""
-    write_tokenizer(directory)
-    config = model_config(**changes)
+def write_dream_tokenizer(directory: Path, template: str | None = None) -> None:
+    """As Dream-v0 has it: vocab.json and merges.txt, and its class is code that we do not run."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=DREAM_WORDS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.model.save(str(directory))
+    options = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    config: dict[str, Any] = {
+        "add_bos_token": False,
+        "added_tokens_decoder": {
+            str(DREAM_WORDS + i): {"content": token, "special": True, **options}
+            for i, token in enumerate(DREAM_SPECIAL)
+        },
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "bos_token": "<|beginoftext|>",
+        "eos_token": EOS,
+        "mask_token": "<|mask|>",
+        "pad_token": EOS,
+        "tokenizer_class": "DreamTokenizer",
+        "unk_token": None,
+    }
+    if template is not None:
+        config["chat_template"] = template
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def write_dream(directory: Path) -> Path:
+    """A Dream as published: Hugging Face weights, Qwen's two tokenizer files, no template."""
+    write_dream_tokenizer(directory)
+    eos = DREAM_WORDS + DREAM_SPECIAL.index(EOS)
+    config = model_config(
+        model_type="Dream",
+        num_kv_heads=1,
+        qkv_bias=True,
+        rope_full_precision=False,
+        mask_id=DREAM_WORDS + DREAM_SPECIAL.index("<|mask|>"),
+        eos_id=eos,
+        pad_id=eos,
+    )
+    _write_model(directory, config)
+    defaults = {"_from_model_config": True, "eos_token_id": eos, "alg": "origin", "steps": 512}
+    (directory / "generation_config.json").write_text(json.dumps(defaults))
+    return directory
+
+
+def _write_model(directory: Path, config: ModelConfig) -> None:
     model = Transformer(config, dtype=jnp.dtype("bfloat16"), rngs=nnx.Rngs(0))
     flat = {
         ".".join(map(str, path)): param.get_value()
         for path, param in nnx.to_flat_state(nnx.state(model, nnx.Param))
     }
-    names = hf_names("llada", flat)
+    names = hf_names(config.model_type, flat)
     save_file(
         {names[name]: np.asarray(value, ml_dtypes.bfloat16) for name, value in flat.items()},
         str(directory / "model.safetensors"),
     )
     (directory / "config.json").write_text(json.dumps(config.to_hf(dtype="bfloat16")))
+
+
+def write_checkpoint(directory: Path, **changes: Any) -> Path:
+    """A Hugging Face directory with weights, tokenizer, generation defaults and problems."""
+    write_tokenizer(directory)
+    _write_model(directory, model_config(**changes))
     defaults = {"gen_length": 16, "block_length": 8, "eos_token_id": [0, 5], "temperature": 1.0}
     (directory / "generation_config.json").write_text(json.dumps(defaults))
     lines = [json.dumps(problem) for problem in PROBLEMS]
