@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import r2jax
@@ -145,7 +146,7 @@ def test_generate_text(directory: Path, tokenizer: Any):
     out = r2jax.generate_text(model, tokenizer, prompts, CONFIG)
     ids = text.encode(tokenizer, prompts)
     tokens = r2jax.generate(model, ids, CONFIG).tokens
-    want, cut = text.decode_answers(tokenizer, tokens, {EOS, END})
+    want, cut = text.decode_answers(tokenizer, np.asarray(tokens), {EOS, END})
     assert (out.texts, out.tokens) == (want, cut)
     assert out.prompt_lengths == [len(row) for row in ids]
     with pytest.raises(ValueError, match="mask token"):
