@@ -4,6 +4,7 @@ quantised, sharded."""
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,15 @@ import r2jax
 from convert.__main__ import main
 from convert.verify import verify
 from r2jax.attention import rotary, rotate
-from r2jax.checkpoint import CheckpointError, load, open_checkpoint, save, save_hf
-from r2jax.config import ModelConfig
+from r2jax.checkpoint import (
+    CheckpointError,
+    load,
+    open_checkpoint,
+    parameter_shapes,
+    save,
+    save_hf,
+)
+from r2jax.config import DREAM_7B, ModelConfig
 from r2jax.hf import hf_names
 from r2jax.model import Transformer
 from tests.test_checkpoint import assert_same, copy_of, parameters
@@ -63,6 +71,21 @@ def test_every_parameter_has_one_hugging_face_name():
         name = f"model.layers.{index}.self_attn.v_proj.bias"
         bias = open_checkpoint(SOURCE).tensors[f"layers.{index}.v_proj.bias"].read()
         np.testing.assert_array_equal(bias, stored[name])
+
+
+def test_the_published_sizes():
+    """Qwen2.5-7B's count of parameters, and the shapes that the tensors are published with."""
+    shapes = parameter_shapes(DREAM_7B)
+    names = hf_names("Dream", shapes)
+    found = {names[name]: shape for name, shape in shapes.items()}
+    assert sum(math.prod(shape) for shape in found.values()) == 7_615_616_512
+    assert found["model.embed_tokens.weight"] == found["lm_head.weight"] == (152064, 3584)
+    layer = "model.layers.27.self_attn"
+    assert found[f"{layer}.q_proj.weight"] == found[f"{layer}.o_proj.weight"] == (3584, 3584)
+    assert found[f"{layer}.k_proj.weight"] == (512, 3584)
+    assert found[f"{layer}.v_proj.bias"] == (512,)
+    assert found["model.layers.0.mlp.gate_proj.weight"] == (18944, 3584)
+    assert found["model.layers.0.mlp.down_proj.weight"] == (3584, 18944)
 
 
 def test_there_and_back_keeps_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
