@@ -1,10 +1,11 @@
-"""The decode rules and the whole LLaDA loop in plain NumPy: slow, one row, loops over positions.
+"""The decode rules and the loops of LLaDA and Dream in plain NumPy: slow, one row, position by
+position.
 
 Written from the specification alone, without a look at the jitted modules, so that agreement means
 something. Arithmetic is float64. Within a step candidates are ranked by `rest`, the residual mass
 (ascending, ties to the lowest position), and thresholds compare `confidence` = 1 / (1 + rest).
-tests/oracle_llada.py has a NumPy LLaDA to run it on; with that it reproduces all 452 golden cases
-of LLaDA and R2, and all 63 of Streaming-dLLM.
+tests/oracle_networks.py has a NumPy LLaDA and Dream to run it on; with those it reproduces all 452
+golden cases of LLaDA and R2, all 63 of Streaming-dLLM and all 114 of Dream.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 Pass = Literal["full", "prefix", "dual"]
+Family = Literal["llada", "dream"]
 # (all tokens [P + G], first and one-past-last position of the block, kind of pass, the positions
-# attended to, ascending) -> block logits
+# attended to, ascending) -> the logits that decide the block's positions
 Forward = Callable[[Array, int, int, Pass, Array], Array]
 # (block logits [B, V], the row's own NFE index, block start) -> (token [B], rest [B])
 Sample = Callable[[Array, int, int], tuple[Array, Array]]
@@ -49,6 +51,21 @@ def residual(logits: Float[Array, "*B V"], token: Int[Array, "*B"]) -> Float[Arr
     return mass.sum(-1)
 
 
+def score(logits: Float[Array, "*B V"], alg: str) -> Float[Array, "*B"]:
+    """How sure a distribution is by another measure than its largest probability; larger is surer.
+
+    "entropy": minus the entropy, sum of p log(p + 1e-10); "topk_margin": the largest probability
+    minus the second largest.
+    """
+    z = np.array(logits, np.float64)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    if alg == "entropy":
+        return (p * np.log(p + 1e-10)).sum(-1)
+    first, second = np.moveaxis(np.sort(p, -1)[..., :-3:-1], -1, 0)
+    return {"topk_margin": first - second}[alg]
+
+
 # ---- transfer: which masked positions of one block to commit (specification 3.1, 3.2) ------------
 
 
@@ -69,18 +86,37 @@ def quotas(masks: int, steps: int) -> list[int]:
     return [masks // steps + (1 if i < masks % steps else 0) for i in range(steps)]
 
 
+def freed(masks: int, step: int, steps: int) -> int:
+    """How many of the `masks` left Dream's schedule commits at step 0 .. steps - 1: the share 1 -
+    s / t of them, rounded down, as time passes from t to s; the last step commits all.
+
+    Times run from 1 to 0.001 in `steps` equal parts; all in float32.
+    """
+    if step == steps - 1:
+        return masks
+    time = np.linspace(1, 1e-3, steps + 1).astype(np.float32)
+    return int(np.float32(masks) * (np.float32(1) - time[step + 1] / time[step]))
+
+
+def room(masked: Bool[Array, " B"], step: int, each: int) -> int:
+    """How many positions Dream's plain sampler considers at a step: `each`, and those that it
+    refused before. That is what `each` a step allows by now, without what has been written."""
+    return min(each * (step + 1), len(masked)) - int((~masked).sum())
+
+
 def threshold(
     masked: Bool[Array, " B"],
     rest: Float[Array, " B"],
     confidence: Float[Array, " B"],
     limit: float | Float[Array, " B"],
+    most: int | None = None,
 ) -> Bool[Array, " B"]:
     """The most certain masked position always, and every other one with confidence >= limit (one
-    for all, or each its own)."""
+    for all, or each its own). most: only the so many most certain are considered (None: all)."""
     limits = np.broadcast_to(limit, len(masked))
     commit = schedule(masked, rest, 1)
-    for j in range(len(masked)):
-        if masked[j] and confidence[j] >= limits[j]:
+    for j in ranked(masked, rest)[: None if most is None else max(most, 0)]:
+        if confidence[j] >= limits[j]:
             commit[j] = True
     return commit
 
@@ -258,11 +294,13 @@ class Counts:
 
 @dataclass
 class Decoded:
-    """One decoded row. `committed_by`: 0 transfer, 1 window, 2 run, 3 temporal, 4 after EOS."""
+    """One decoded row. `committed_by`: 0 transfer, 1 window, 2 run, 3 temporal, 4 after EOS, -1
+    nobody (still a mask)."""
 
     tokens: Int[Array, " G"]
     nfe: int
     refreshes: int  # full passes; without a cache every pass is one
+    reported: int  # what the family's own program counts
     states: Int[Array, "nfe G"]
     committed_by: Int[Array, " G"]
     actual: Counts = field(default_factory=Counts)
@@ -272,6 +310,7 @@ class Decoded:
 # The names and defaults of r2jax.DecodeConfig (those that concern a greedy row).
 DEFAULTS: dict[str, Any] = dict(
     gen_length=256, block_length=32, steps=None, cache="dual", threshold=0.9, factor=None,
+    alg="confidence",
     confidence_cluster_size=3, spatial_threshold=0.8, confidence_cluster_unmasked=1,
     token_cluster="confidence", token_cluster_size=2,
     temporal_steps=3, temporal_threshold=0.8, temporal_eval="last",
@@ -320,11 +359,15 @@ def decode(
     options: Mapping[str, Any],
     mask_id: int,
     *,
+    family: Family = "llada",
     eos_ids: Sequence[int] = (),
     sample: Sample | None = None,
 ) -> Decoded:
     """Decode one row. `options` overrides DEFAULTS (R2 with a dual cache).
 
+    family: whose loop. Dream's with a cache (specification 4.8) commits a block's first token in
+    the full pass and nothing else by transfer, and makes a block call even if none is needed; its
+    scheduled block calls go by entropy. Without a cache its threshold is capped by `steps`.
     eos_ids: what ends the row under stop_at_eos; the rest is filled with the first of them.
     sample: tokens and residual masses for transfer and windows instead of top-1 (temperature,
     random remasking); runs and streaks always use the raw top-1.
@@ -339,30 +382,44 @@ def decode(
         raise ValueError(f"gen_length={length}, block_length={size}, steps={steps} do not divide")
     if o["stop_at_eos"] and not eos_ids:
         raise ValueError("stop_at_eos=True needs eos_ids")
+    steps //= length // size
+    dream = family == "dream"
+    opens = dream and o["cache"] != "none"  # Dream's block sampler
+    scheduled = o["factor"] is None and o["threshold"] is None
     rules, first = Rules(o), len(prompt)
     x = np.array([*prompt, *[mask_id] * length], np.int64)
-    by = np.zeros(length, np.int8)
+    by = np.full(length, -1, np.int8)
     actual, potential = Counts(), Counts()
     states: list[Array] = []
     refreshes = 0
 
     for start in range(first, first + length, size):
         block, writer = x[start : start + size], by[start - first :][:size]  # views
-        quota = quotas(size, steps // (length // size))
         streaks, imagined = Temporal(size), Temporal(size)
         step = 0
-        while (block == mask_id).any():
+        while (block == mask_id).any() or (opens and step < 2):
             kind: Pass = "full" if step == 0 or o["cache"] == "none" else o["cache"]
             refreshes += kind == "full"
             attended = seen(len(x), start + size, o["window_size"])
             logits = forward(x.copy(), start, start + size, kind, attended)
-            top, top_rest, top_confidence = top1(logits, mask_id)
-            chosen, rest = sample(logits, len(states), start) if sample else (top, top_rest)
-            confidence = 1 / (1 + rest)
             states.append(x[first:].copy())
+            if opens and scheduled and step == steps:
+                break  # a schedule of one step: its only time has passed with the full pass
+
+            top, top_rest, top_confidence = top1(logits, mask_id)
+            chosen, rest = sample(logits, len(states) - 1, start) if sample else (top, top_rest)
+            confidence = 1 / (1 + rest)
+            alg = o["alg"] if scheduled else "confidence"
+            if opens:
+                alg = "entropy" if scheduled and kind != "full" else "confidence"
+            if alg != "confidence":
+                confidence = score(logits, alg)
+                rest = -confidence
 
             before = block == mask_id
-            if o["factor"] is not None:
+            if opens and kind == "full":
+                commit = np.arange(size) == 0
+            elif o["factor"] is not None:
                 commit = factor(before, rest, confidence, o["factor"])
             elif o["threshold"] is not None:
                 scale = 1.0
@@ -373,9 +430,13 @@ def decode(
                 if o["leap_radius"] is not None:
                     lower = scale * o["leap_threshold"]
                     limit = leap(before, confidence, limit, lower, o["leap_radius"])
-                commit = threshold(before, rest, confidence, limit)
+                capped = dream and o["cache"] == "none" and o["steps"] is not None
+                most = room(before, step, size // steps) if capped else None
+                commit = threshold(before, rest, confidence, limit, most)
+            elif dream:
+                commit = schedule(before, rest, freed(int(before.sum()), step, steps))
             else:
-                commit = schedule(before, rest, quota[step])
+                commit = schedule(before, rest, quotas(size, steps)[step])
             block[commit], writer[commit] = chosen[commit], 0
 
             after = block == mask_id  # potential: every rule alone on this state
@@ -396,10 +457,12 @@ def decode(
                 actual.temporal += int(where.sum())
             step += 1
 
-        if o["stop_at_eos"] and np.isin(block, list(eos_ids)).any():
+        ended = not (block == mask_id).any() and np.isin(block, list(eos_ids)).any()
+        if o["stop_at_eos"] and ended:
             x[start + size :] = eos_ids[0]
             by[start + size - first :] = 4
             break
 
-    history = np.array(states)
-    return Decoded(x[first:], len(states), refreshes, history, by, actual, potential)
+    nfe = len(states)
+    reported = nfe - refreshes if opens else nfe
+    return Decoded(x[first:], nfe, refreshes, reported, np.array(states), by, actual, potential)

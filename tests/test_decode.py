@@ -19,7 +19,7 @@ from r2jax.layout import SEGMENTS, segments, wasted_columns
 from r2jax.sharding import make_mesh, param_shardings
 from tests import golden_cases as golden
 from tests import oracle
-from tests.oracle_llada import Llada
+from tests.oracle_networks import Llada
 
 PROMPTS = [[1, 2, 3], list(range(10, 40)), [5] * 9, [7, 8]]
 SMALL = r2jax.DecodeConfig(gen_length=64, block_length=16)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import oracle, oracle_llada, strategies
+from tests import oracle, oracle_networks, strategies
 
 GOLDEN = Path(__file__).parent / "golden" / "llada"
 MASK = 4  # the scripted vocabulary: tokens 0..3 and the mask
@@ -37,14 +37,14 @@ def rest(confidence: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["tiny-a", "tiny-b"])
 def test_golden(name: str):
     """Logits, and every variant (all rules, modes and caches) at the two shortest geometries."""
-    network = oracle_llada.Llada(GOLDEN / name)
+    network = oracle_networks.Llada(GOLDEN / name)
     stored = np.load(GOLDEN / name / "forward.npz")
     for ids, logits in zip(stored["input_ids"], stored["logits"], strict=True):
         assert np.abs(network(ids, 0, len(ids), "full") - logits).max() < 5e-4
-    cases = oracle_llada.golden_cases(GOLDEN / name)
+    cases = oracle_networks.golden_cases(GOLDEN / name)
     short = [c for c in cases if c["id"].endswith(("P9-G64-B16", "P9-G64-B64"))]
     assert len(short) == 38
-    wrong = {c["id"]: oracle_llada.golden_differences(c, network) for c in short}
+    wrong = {c["id"]: oracle_networks.golden_differences(c, network) for c in short}
     assert not {name: what for name, what in wrong.items() if what}
 
 
@@ -52,7 +52,7 @@ def test_golden(name: str):
 def test_golden_streaming(name: str):
     """Logits at positions with gaps, and a case of every variant."""
     folder = GOLDEN.parent / "streaming" / name
-    network = oracle_llada.Llada(folder)
+    network = oracle_networks.Llada(folder)
     stored = np.load(folder / "forward.npz")
     positions = stored["pruned_position_ids"]
     for ids, logits in zip(stored["input_ids"], stored["pruned_logits"], strict=True):
@@ -60,9 +60,25 @@ def test_golden_streaming(name: str):
         spread[positions] = ids
         got = network(spread, 0, len(spread), "full", positions)
         assert np.abs(got - logits).max() < 5e-4
-    first = {c["id"].split("/")[1]: c for c in oracle_llada.golden_cases(folder)}
+    first = {c["id"].split("/")[1]: c for c in oracle_networks.golden_cases(folder)}
     assert len(first) == 16
-    wrong = {v: oracle_llada.golden_differences(c, network) for v, c in first.items()}
+    wrong = {v: oracle_networks.golden_differences(c, network) for v, c in first.items()}
+    assert not {variant: what for variant, what in wrong.items() if what}
+
+
+@pytest.mark.parametrize("name", ["dream-a", "dream-b"])
+def test_golden_dream(name: str):
+    """Logits, and a case of every variant."""
+    folder = GOLDEN.parent / "dream" / name
+    network = oracle_networks.load(folder)
+    stored = np.load(folder / "forward.npz")
+    for ids, logits in zip(stored["input_ids"], stored["logits"], strict=True):
+        shifted = network(ids, 0, len(ids), "full")
+        assert np.abs(shifted[1:] - logits[:-1]).max() < 5e-4
+        np.testing.assert_array_equal(shifted[0], shifted[1])  # nothing comes before it
+    first = {c["id"].split("/")[1]: c for c in oracle_networks.golden_cases(folder)}
+    assert len(first) == 29
+    wrong = {v: oracle_networks.golden_differences(c, network) for v, c in first.items()}
     assert not {variant: what for variant, what in wrong.items() if what}
 
 
