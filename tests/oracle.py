@@ -168,11 +168,13 @@ def confidence_cluster(
     size: int,
     limit: float,
     unmasked_limit: int | None,
+    dtype: Any = np.float64,
 ) -> tuple[Bool[Array, " B"], int]:
     """Masked positions of all windows whose masked ones have mean confidence >= limit.
 
     Windows of `size` lie inside the block, overlap, and are all judged on the same state. One with
     more than `unmasked_limit` unmasked positions (None: no limit) or without a mask does not count.
+    The mean is rounded to `dtype`.
     Returns (positions, number of qualifying windows); a window longer than the block: none.
     """
     hit = np.zeros(len(masked), bool)
@@ -183,7 +185,8 @@ def confidence_cluster(
             continue
         if unmasked_limit is not None and size - len(inside) > unmasked_limit:
             continue
-        if sum(float(confidence[j]) for j in inside) / len(inside) >= limit:
+        mean = sum(float(confidence[j]) for j in inside) / len(inside)
+        if float(dtype(mean)) >= limit:
             hit[inside] = True
             windows += 1
     return hit, windows

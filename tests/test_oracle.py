@@ -102,6 +102,14 @@ def test_residual_of_a_hopeless_token_is_infinite():
     assert oracle.residual(np.array([0.0, 1000.0]), np.array(0)) == np.inf
 
 
+def test_score_of_even_and_of_certain_distributions():
+    logits = np.array([[0.0, 0, 0, 0], [100, 0, 0, 0], [5, 5, -200, -200]])
+    np.testing.assert_allclose(
+        oracle.score(logits, "entropy"), [-np.log(4), 0, -np.log(2)], atol=1e-8
+    )
+    np.testing.assert_allclose(oracle.score(logits, "topk_margin"), [0, 1, 0])
+
+
 # ---- transfer ------------------------------------------------------------------------------------
 
 
@@ -116,6 +124,40 @@ def test_schedule_takes_the_most_certain_and_breaks_ties_by_position():
 def test_quotas_put_the_remainder_first():
     assert oracle.quotas(8, 3) == [3, 3, 2]
     assert oracle.quotas(2, 4) == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("masks", "steps", "quotas"),
+    [
+        (16, 1, [16]),
+        (16, 2, [7, 9]),  # 16 * (1 - 0.5005) = 7.99
+        (4, 4, [0, 1, 1, 2]),  # 4 * 0.24975 = 0.999: nothing; 4 * 0.3329; 3 * 0.499; all
+    ],
+)
+def test_dreams_schedule(masks: int, steps: int, quotas: list[int]):
+    for step, quota in enumerate(quotas):
+        assert oracle.freed(masks, step, steps) == quota
+        masks -= quota
+    assert masks == 0
+
+
+@given(st.sampled_from([1, 2, 4, 8]), st.lists(st.integers(1, 8), min_size=16, max_size=16))
+def test_room_is_each_and_what_was_refused(each: int, taken: list[int]):
+    """The specification's form of it (3.6), in which a step says what it refuses to the next."""
+    masked, refused = row("m" * 16), 0
+    for step in range(16):
+        fresh = each if step < 16 // each else 0
+        assert oracle.room(masked, step, each) == fresh + refused
+        writes = min(taken[step], fresh + refused)
+        masked[at(masked)[:writes]] = False
+        refused += fresh - writes
+
+
+def test_threshold_considers_only_the_most_certain():
+    c = grid(14, 16, 15, 16)
+    assert at(oracle.threshold(row("mmmm"), rest(c), c, 14 / 16, 3)) == [1, 2, 3]
+    assert at(oracle.threshold(row("mmmm"), rest(c), c, 15 / 16, 4)) == [1, 2, 3]
+    assert at(oracle.threshold(row("mm.m"), rest(c), c, 14 / 16, 0)) == [1]  # one always
 
 
 def test_threshold_accepts_equality_and_always_one():
@@ -330,11 +372,11 @@ def script(*passes: tuple[list[int], list[int]]) -> tuple[oracle.Forward, list[s
     return forward, kinds
 
 
-def run(forward: oracle.Forward, **options) -> oracle.Decoded:
+def run(forward: oracle.Forward, family: oracle.Family = "llada", **options) -> oracle.Decoded:
     """Decode with every rule off that is not named."""
     off = dict.fromkeys(("threshold", "confidence_cluster_size", "token_cluster", "temporal_steps"))
     stop = options.pop("eos_ids", ())
-    return oracle.decode(forward, [1, 2], off | options, MASK, eos_ids=stop)
+    return oracle.decode(forward, [1, 2], off | options, MASK, family=family, eos_ids=stop)
 
 
 def test_loop_commits_in_order_and_counts():
@@ -395,6 +437,43 @@ def test_token_cluster_needs_no_window_but_a_threshold():
             spatial_threshold=limit,
         )  # fmt: skip
         assert row.nfe == nfe
+
+
+def test_dream_opens_a_block_with_its_first_token_and_calls_it_at_least_once():
+    tokens, m = [0, 1, 2, 3], MASK
+    passes = [(tokens, c) for c in ([5, 16, 16, 16], [16, 5, 15, 5], [16, 16, 5, 6], [16] * 4)]
+    forward, kinds = script(*passes)
+    row = run(forward, "dream", gen_length=4, block_length=4, threshold=15 / 16)
+    assert row.states.tolist() == [[m] * 4, [0, m, m, m], [0, m, 2, m], [0, 1, 2, m]]
+    assert (kinds, row.nfe, row.refreshes, row.reported) == (["full", *["dual"] * 3], 4, 1, 3)
+
+    forward, _ = script(*[(tokens, [16] * 4)] * 2)  # the window completes the block at once
+    row = run(
+        forward, "dream", gen_length=4, block_length=4, threshold=15 / 16, confidence_cluster_size=4
+    )
+    assert row.states.tolist() == [[m] * 4, tokens] and row.reported == 1
+    assert row.committed_by.tolist() == [0, 1, 1, 1]
+    assert row.actual == row.potential == oracle.Counts(confidence=1)
+
+
+def test_dreams_schedule_of_one_step_leaves_masks():
+    forward, kinds = script(*[([0, 1], [16, 8])] * 4)
+    options = {"gen_length": 4, "block_length": 2, "steps": 2, "eos_ids": [0], "stop_at_eos": True}
+    row = run(forward, "dream", **options)
+    assert row.tokens.tolist() == [0, MASK, 0, MASK] and row.committed_by.tolist() == [0, -1, 0, -1]
+    assert (kinds, row.reported) == (["full", "dual"] * 2, 2)
+
+
+def test_dreams_plain_sampler_adds_steps_until_nothing_is_masked():
+    c = [[14, 16, 15, 1], [16, 1, 15, 1], [1, 1, 14, 1], [1, 1, 1, 1]]
+    forward, kinds = script(*[([0, 1, 2, 3], each) for each in c])
+    row = run(
+        forward, "dream", gen_length=4, block_length=None, cache="none", threshold=14 / 16, steps=2
+    )
+    # Two are considered; two and none refused; none, and one refused: the best always.
+    m = MASK
+    assert row.states.tolist() == [[m] * 4, [m, 1, 2, m], [0, 1, 2, m]]
+    assert kinds == ["full"] * 3 and row.nfe == row.reported == 3
 
 
 @pytest.mark.parametrize("stop", [False, True])
