@@ -19,7 +19,7 @@ from r2jax.layout import SEGMENTS, segments, wasted_columns
 from r2jax.sharding import make_mesh, param_shardings
 from tests import golden_cases as golden
 from tests import oracle
-from tests.oracle_networks import Llada
+from tests.oracle_networks import load
 
 PROMPTS = [[1, 2, 3], list(range(10, 40)), [5] * 9, [7, 8]]
 SMALL = r2jax.DecodeConfig(gen_length=64, block_length=16)
@@ -197,27 +197,67 @@ ORACLE = {
 }  # fmt: skip
 
 
+DREAM_ORACLE = {
+    "r2": {},
+    "prefix, run of 1": {"cache": "prefix", "token_cluster": "mid", "token_cluster_size": 1},
+    "count only": {"apply_rules": False},
+    "run of 3": {
+        "spatial_threshold": 0.6, "token_cluster_size": 3, "confidence_cluster_size": None,
+        "temporal_eval": "max",
+    },
+    "entropy": {"threshold": None, "alg": "entropy", "steps": 24, "temporal_eval": "ave"},
+    "margin, prefix": {"threshold": None, "alg": "topk_margin", "cache": "prefix"},
+    "margin, none": {
+        "threshold": None, "alg": "topk_margin", "cache": "none", "steps": 24,
+        "spatial_threshold": 0.6,
+    },
+    "entropy, none": {"threshold": None, "alg": "entropy", "cache": "none", "steps": 12},
+    "confidence, plain": {"threshold": None, "block_length": None, "cache": "none", "steps": 24},
+    "one step": {"threshold": None, "steps": 3},
+    "capped, plain": {"block_length": None, "cache": "none", "threshold": 0.7, "steps": 12},
+    "capped, none": {"cache": "none", "threshold": 0.5, "steps": 12, "spatial_threshold": None},
+    "none": {"cache": "none", "spatial_threshold": 0.4},
+    "stop": {"stop_at_eos": True},
+    "streaming and R2": {
+        "cache": "prefix", "window_size": 7, "confidence_alpha": 0.4, "stop_at_eos": True,
+    },
+    "streaming, dual, leap": {
+        "window_size": 5, "confidence_alpha": 0.3, "leap_radius": 2, "spatial_threshold": None,
+    },
+    "factor": {"factor": 0.7, "confidence_cluster_unmasked": None},
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("options", ORACLE.values(), ids=ORACLE)
 @pytest.mark.parametrize("name", golden.NAMES)
 def test_whole_rows_agree_with_the_oracle(name: str, options: dict):
+    assert_agreement(name, options)
+
+
+@pytest.mark.parametrize("options", DREAM_ORACLE.values(), ids=DREAM_ORACLE)
+def test_whole_rows_agree_with_the_dream_oracle(options: dict):
+    turn = list(DREAM_ORACLE.values()).index(options)  # either checkpoint in turn
+    assert_agreement(golden.DREAM[turn % 2], options)
+    jax.clear_caches()
+
+
+def assert_agreement(name: str, options: dict) -> None:
     """Tokens, NFE, states, both kinds of counts and who wrote what, against plain NumPy."""
-    model, network = golden.model(name), Llada(golden.ROOT / name, np.float64)
+    model, network = golden.model(name), load(golden.folder(name), np.float64)
     prompts = [case["prompt"] for case in golden.cases(name)[:36:12]]
     eos = golden.cases(name)[0]["output"][0]
-    config = r2jax.DecodeConfig(gen_length=48, block_length=16, eos_id=eos, **options)
+    options = {"gen_length": 48, "block_length": 16, **options}
+    config = r2jax.DecodeConfig(eos_id=eos, **options)
     out = r2jax.generate(model, prompts, config, trace=True)
     assert out.states is not None and out.committed_by is not None
     for row, prompt in enumerate(prompts):
         want = oracle.decode(
-            network,
-            prompt,
-            {"gen_length": 48, "block_length": 16, **options},
-            model.config.mask_id,
-            eos_ids=(eos,),
+            network, prompt, options, model.config.mask_id, family=network.family, eos_ids=(eos,)
         )
         np.testing.assert_array_equal(out.tokens[row], want.tokens)
         assert int(out.nfe[row]) == want.nfe
         assert int(out.refreshes[row]) == want.refreshes
+        assert int(out.reported[row]) == want.reported
         np.testing.assert_array_equal(out.states[row, : want.nfe], want.states)
         np.testing.assert_array_equal(out.committed_by[row], want.committed_by)
         for kind in ("actual", "potential"):
