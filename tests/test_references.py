@@ -170,6 +170,8 @@ def test_dream_arguments_under_r2():
         "temporal_threshold": 0.8,
         "temporal_eval": "last",
     }
+    plain = DecodeConfig.vanilla(threshold=0.7, block_length=None)
+    assert original_dream.arguments(plain) == {"threshold": 0.7}  # 0.9 where it gets none
     fast = original_dream.arguments(DecodeConfig.fast_dllm())
     assert fast["dual_cache"] and all(fast[name] is None for name in original_dream.OPTIONS)
 

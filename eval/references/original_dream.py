@@ -50,7 +50,7 @@ def arguments(decode: DecodeConfig) -> dict[str, Any]:
     """Keyword arguments of its `diffusion_generate`, beside those of its generation
     configuration."""
     if decode.cache == "none":
-        return {}
+        return {"threshold": decode.threshold}
     on = checkout.rules_on(decode)
     return {
         "block_length": decode.block_length or decode.gen_length,
