@@ -200,7 +200,7 @@ ORACLE = {
 DREAM_ORACLE = {
     "r2": {},
     "prefix, run of 1": {"cache": "prefix", "token_cluster": "mid", "token_cluster_size": 1},
-    "count only": {"apply_rules": False},
+    "count only": {"apply_rules": False, "steps": 48},
     "run of 3": {
         "spatial_threshold": 0.6, "token_cluster_size": 3, "confidence_cluster_size": None,
         "temporal_eval": "max",
@@ -216,13 +216,13 @@ DREAM_ORACLE = {
     "one step": {"threshold": None, "steps": 3},
     "capped, plain": {"block_length": None, "cache": "none", "threshold": 0.7, "steps": 12},
     "capped, none": {"cache": "none", "threshold": 0.5, "steps": 12, "spatial_threshold": None},
-    "none": {"cache": "none", "spatial_threshold": 0.4},
+    "none": {"cache": "none", "spatial_threshold": 0.4, "alg": "entropy"},
     "stop": {"stop_at_eos": True},
-    "streaming and R2": {
-        "cache": "prefix", "window_size": 7, "confidence_alpha": 0.4, "stop_at_eos": True,
-    },
     "streaming, dual, leap": {
         "window_size": 5, "confidence_alpha": 0.3, "leap_radius": 2, "spatial_threshold": None,
+    },
+    "streaming and R2": {
+        "cache": "prefix", "window_size": 7, "confidence_alpha": 0.4, "stop_at_eos": True,
     },
     "factor": {"factor": 0.7, "confidence_cluster_unmasked": None},
 }  # fmt: skip
