@@ -34,6 +34,7 @@ from eval.device import describe
 from eval.random_model import SIZES, random_model
 from eval.strategies import read_problems
 from r2jax.cli import Parser, check_output, run, write_json
+from r2jax.family import family_of
 from r2jax.quantize import Quantization
 from r2jax.text import encode
 
@@ -79,7 +80,8 @@ def _block_logits(model: r2jax.Transformer, given: Passes) -> Float[jax.Array, "
     tokens = jnp.asarray(given.tokens)
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = model.hidden(tokens, positions, jnp.asarray(given.lengths))
-    hidden = jnp.take_along_axis(hidden, jnp.asarray(given.columns)[..., None], axis=1)
+    predicting = jnp.asarray(given.columns) - int(family_of(model.config).shift)
+    hidden = jnp.take_along_axis(hidden, predicting[..., None], axis=1)
     return model.logits(hidden).astype(jnp.float32)
 
 

@@ -61,9 +61,10 @@ def test_differences_count_masked_positions_and_are_those_of_the_softmax():
     assert (same["mean_kl"], same["top1_agreement"]) == (0.0, 1.0)
 
 
-def test_logits_are_those_of_the_model_alone():
-    """Of a row among longer ones, at its current block."""
-    model = random_model(SIZES["tiny"], "float32")
+@pytest.mark.parametrize(("size", "shift"), [("tiny", 0), ("tiny-dream", 1)])
+def test_logits_are_those_of_the_model_alone(size: str, shift: int):
+    """Of a row among longer ones, where its current block is predicted."""
+    model = random_model(SIZES[size], "float32")
     mask = model.config.mask_id
     prompts = [np.arange(5), np.arange(30)]
     given = quantization.passes(prompts, np.full((2, 8), mask), 4, model.config)
@@ -71,9 +72,8 @@ def test_logits_are_those_of_the_model_alone():
     for row, prompt in enumerate(prompts):
         tokens = np.concatenate([prompt, np.full(8, mask)])[None]
         alone = jax.jit(lambda model, tokens: model(tokens))(model, tokens)
-        np.testing.assert_allclose(
-            found[row], alone[0, len(prompt) : len(prompt) + 4], rtol=1e-4, atol=1e-3
-        )
+        first = len(prompt) - shift
+        np.testing.assert_allclose(found[row], alone[0, first : first + 4], rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("source", ["size", "checkpoint"])
