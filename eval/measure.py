@@ -6,8 +6,8 @@ Thresholds are traced, so one compiled program also runs two schedules whose for
                                the one step after it of Dream
   nothing but the best token   as many forwards as tokens, rows in lock step
 
-The two give the times of a refresh and of a block step for any batch. Where blocks differ in size (prefix
-cache, suffix window) refresh and step are means over the blocks.
+The two give the times of a refresh and of a block step for any batch. Where blocks differ in size
+(prefix cache, suffix window) refresh and step are means over the blocks.
 """
 
 from __future__ import annotations
