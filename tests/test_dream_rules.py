@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import r2jax
 from r2jax import predict, redundancy, transfer
+from r2jax.decode_config import Alg
 from r2jax.denoise import denoise, start
 from r2jax.family import DREAM
 from tests import oracle, strategies
@@ -138,11 +139,12 @@ def test_equal_once_rounded_goes_to_the_lowest_id():
 def test_confidence_of_the_nucleus():
     """filtered: what does not belong to the nucleus is no part of the confidence."""
     logits = jnp.log(jnp.asarray([[[0.5, 0.25, 0.15, 0.1, 1e-9]]]))
-    for alg, confidence in (
+    cases: list[tuple[Alg, float]] = [
         ("confidence", 0.5 / 0.75),
         ("topk_margin", 0.25 / 0.75),
         ("entropy", 2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)),
-    ):
+    ]
+    for alg, confidence in cases:
         found = predict.predict(logits, 4, top_p=0.7, alg=alg, filtered=True)
         np.testing.assert_allclose(found.confidence, [[confidence]], rtol=1e-5)
         np.testing.assert_allclose(found.top_confidence, [[0.5]], rtol=1e-6)

@@ -458,7 +458,9 @@ def test_dream_opens_a_block_with_its_first_token_and_calls_it_at_least_once():
 
 def test_dreams_schedule_of_one_step_leaves_masks():
     forward, kinds = script(*[([0, 1], [16, 8])] * 4)
-    options = {"gen_length": 4, "block_length": 2, "steps": 2, "eos_ids": [0], "stop_at_eos": True}
+    options: dict = {
+        "gen_length": 4, "block_length": 2, "steps": 2, "eos_ids": [0], "stop_at_eos": True,
+    }  # fmt: skip
     row = run(forward, "dream", **options)
     assert row.tokens.tolist() == [0, MASK, 0, MASK] and row.committed_by.tolist() == [0, -1, 0, -1]
     assert (kinds, row.reported) == (["full", "dual"] * 2, 2)
@@ -489,7 +491,7 @@ def test_stop_at_eos_fills_the_rest_and_does_not_cut_the_block(stop: bool):
 
 
 def test_factor_beats_threshold_beats_steps():
-    options = {"gen_length": 3, "block_length": 3, "steps": 3}
+    options: dict = {"gen_length": 3, "block_length": 3, "steps": 3}
     passes = [([1, 1, 1], [16, 15, 8])] * 3
     assert run(script(*passes)[0], **options).nfe == 3
     assert run(script(*passes)[0], threshold=15 / 16, **options).nfe == 2
