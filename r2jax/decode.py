@@ -52,7 +52,9 @@ class DecodeOutput(NamedTuple):
     """Trace: which rule wrote each position (TRANSFER, CONFIDENCE_CLUSTER, ...)."""
 
 
-def _end_at_eos(progress: Progress, block: Array | int, static: StaticDecode) -> Progress:
+def _end_at_eos(
+    progress: Progress, block: Array | int, static: StaticDecode, mask_id: int
+) -> Progress:
     """Rows whose finished block holds an end token: later positions become it, and cost nothing."""
     if not static.eos_ids:
         return progress
@@ -60,7 +62,8 @@ def _end_at_eos(progress: Progress, block: Array | int, static: StaticDecode) ->
     tokens = lax.dynamic_slice_in_dim(progress.answer, block * length, length, axis=1)
     ends = functools.reduce(jnp.logical_or, [tokens == eos for eos in static.eos_ids])
     after = jnp.arange(static.gen_length) >= (block + 1) * length
-    fill = jnp.any(ends, axis=1, keepdims=True) & after
+    done = jnp.all(tokens != mask_id, axis=1, keepdims=True)  # a schedule of one step leaves masks
+    fill = jnp.any(ends, axis=1, keepdims=True) & done & after
     committed_by = progress.committed_by
     if committed_by is not None:
         committed_by = jnp.where(fill & (committed_by < 0), AFTER_EOS, committed_by)
@@ -162,7 +165,7 @@ def decode(
                 lambda c: block_pass(*c, block, segment),
                 full_pass(progress, block, segment),
             )
-        return _end_at_eos(progress, block, static)
+        return _end_at_eos(progress, block, static, mask_id)
 
     progress = start(batch, static, family, mask_id)
     no_row = lengths[:, None] == 0

@@ -87,9 +87,10 @@ def predict(
             token = jnp.argmax(allowed + noise, axis=-1).astype(jnp.int32)
         if filtered:
             judged = jnp.where(is_mask, tempered, allowed)
-    top_confidence = 1.0 / (1.0 + residual_mass(z, top))
+    top_rest = residual_mass(z, top)
+    top_confidence = 1.0 / (1.0 + top_rest)
     if alg == "confidence" and not rounded:
-        rest = residual_mass(judged, token)
+        rest = top_rest if token is top and judged is z else residual_mass(judged, token)
         return Prediction(token, 1.0 / (1.0 + rest), rest, top, top_confidence)
     dtype = logits.dtype if rounded else jnp.float32
     p = round_to(jax.nn.softmax(judged, axis=-1), dtype)

@@ -213,7 +213,7 @@ DREAM_ORACLE = {
     },
     "entropy, none": {"threshold": None, "alg": "entropy", "cache": "none", "steps": 12},
     "confidence, plain": {"threshold": None, "block_length": None, "cache": "none", "steps": 24},
-    "one step": {"threshold": None, "steps": 3},
+    "one step": {"threshold": None, "steps": 3, "stop_at_eos": True},
     "capped, plain": {"block_length": None, "cache": "none", "threshold": 0.7, "steps": 12},
     "capped, none": {"cache": "none", "threshold": 0.5, "steps": 12, "spatial_threshold": None},
     "none": {"cache": "none", "spatial_threshold": 0.4, "alg": "entropy"},
