@@ -105,19 +105,19 @@ def _check_family(config: DecodeConfig, family: Family, name: str) -> None:
     """Refuse steps that the family's own sampler refuses, or that would only idle."""
     static, _ = config.split(eos_id=0)
     steps = config.steps or config.gen_length
-    if family.schedule == "timesteps" and static.transfer == "schedule":
-        if steps > config.gen_length:
-            raise ValueError(
-                f"steps must be at most gen_length ({config.gen_length}) on {name}, whose schedule "
-                f"runs all of them; got {steps}"
-            )
-    if family.capped_threshold and config.cache == "none" and static.transfer == "threshold":
-        if config.gen_length % steps:
-            raise ValueError(
-                f"steps must divide gen_length ({config.gen_length}) on {name}, whose sampler "
-                f"without a cache lets a threshold pass gen_length / steps tokens a step and those "
-                f"held back; got {steps} (None: no such bound)"
-            )
+    scheduled = family.schedule == "timesteps" and static.transfer == "schedule"
+    if scheduled and steps > config.gen_length:
+        raise ValueError(
+            f"steps must be at most gen_length ({config.gen_length}) on {name}, whose schedule runs "
+            f"all of them; got {steps}"
+        )
+    capped = family.capped_threshold and config.cache == "none" and static.transfer == "threshold"
+    if capped and config.gen_length % steps:
+        raise ValueError(
+            f"steps must divide gen_length ({config.gen_length}) on {name}, whose sampler without a "
+            f"cache lets a threshold pass gen_length / steps tokens a step and those held back; got "
+            f"{steps} (None: no such bound)"
+        )
 
 
 def check_prompts(
