@@ -108,15 +108,15 @@ def _check_family(config: DecodeConfig, family: Family, name: str) -> None:
     scheduled = family.schedule == "timesteps" and static.transfer == "schedule"
     if scheduled and steps > config.gen_length:
         raise ValueError(
-            f"steps must be at most gen_length ({config.gen_length}) on {name}, whose schedule runs "
-            f"all of them; got {steps}"
+            f"steps must be at most gen_length ({config.gen_length}) on {name}, whose schedule "
+            f"runs all of them; got {steps}"
         )
     capped = family.capped_threshold and config.cache == "none" and static.transfer == "threshold"
     if capped and config.gen_length % steps:
         raise ValueError(
-            f"steps must divide gen_length ({config.gen_length}) on {name}, whose sampler without a "
-            f"cache lets a threshold pass gen_length / steps tokens a step and those held back; got "
-            f"{steps} (None: no such bound)"
+            f"steps must divide gen_length ({config.gen_length}) on {name}, whose sampler "
+            f"without a cache lets a threshold pass gen_length / steps tokens a step and those "
+            f"held back; got {steps} (None: no such bound)"
         )
 
 
