@@ -108,7 +108,7 @@ def attend(
     Returns:
       The heads' outputs, and the keys and values of all columns.
     """
-    batch, length, _, group, h = qkv.shape
+    batch, length, _, _, h = qkv.shape
     if (
         cache is not None
         and key_lengths is not None
@@ -117,17 +117,14 @@ def attend(
         and kernels.available()
     ):
         rows, heads = batch_axes(mesh, batch), "tensor"
-        by_head = PartitionSpec(rows, None, heads)
+        by_row, by_head = PartitionSpec(rows), PartitionSpec(rows, None, heads)
         run = on_shards(
             kernels.block_attention,
             mesh,
-            (by_head, by_head, by_head, PartitionSpec(), PartitionSpec(rows)),
+            (by_head, by_row, by_row, by_head, by_head, PartitionSpec(), by_row),
             (by_head, by_head, by_head),
         )
-        turned = rotate(qkv.reshape(batch, length, -1, h), *rope).reshape(qkv.shape)
-        is_value = jnp.arange(group)[:, None] == group - 1
-        turned = jnp.where(is_value, qkv, turned)
-        y, k, v = run(turned, cache.k, cache.v, jnp.asarray(start), key_lengths)
+        y, k, v = run(qkv, *rope, cache.k, cache.v, jnp.asarray(start), key_lengths)
         return y, LayerCache(k, v)
     q = rotate(qkv[:, :, :, :-2].reshape(batch, length, -1, h), *rope)
     fresh = LayerCache(rotate(qkv[:, :, :, -2], *rope), qkv[:, :, :, -1])

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
-from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 try:
@@ -32,7 +31,6 @@ except ImportError:  # JAX has announced to drop this backend: then XLA runs eve
 # Best of seven tried on an H200, as are the warps and the steps in flight of both kernels.
 KEYS = 64  # that a program of the attention kernel takes at a time
 PROGRAMS = 128  # of it at batch 1: about one a multiprocessor
-ROWS, COLUMNS = 128, 64  # of each weight, a program of the MLP kernel per step: best of six tried
 NARROW = (16, 32, 64)  # tokens that the tensor cores' narrow side takes, a power of two
 _FAR = -1e30  # below every score; finite, so that a program without a single valid key is harmless
 
@@ -54,22 +52,10 @@ def fits_attention(length: int, head_dim: int, dtype: Any) -> bool:
     return length in NARROW and head_dim in (64, 128) and dtype in (jnp.bfloat16, jnp.float16)
 
 
-def fits_mlp(x_shape: tuple[int, ...], weight: Array, mesh: Mesh | None) -> bool:
-    """Whether `gated_mlp` takes activations [B, S, D] and fused weights [2 F, D], by device."""
-    rows, tensor = 1, 1
-    if mesh is not None:
-        rows, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
-    batch = x_shape[0] // rows if x_shape[0] % rows == 0 else x_shape[0]
-    return (
-        batch * x_shape[1] in NARROW
-        and weight.dtype in (jnp.bfloat16, jnp.float16)
-        and weight.shape[0] % (2 * ROWS * tensor) == 0
-        and weight.shape[1] % COLUMNS == 0
-    )
-
-
 def block_attention(
     qkv: Float[Array, "B S K G h"],
+    cos: Float[Array, "B S h"],
+    sin: Float[Array, "B S h"],
     k_cache: Float[Array, "B T K h"],
     v_cache: Float[Array, "B T K h"],
     start: Int[Array, ""],
@@ -83,7 +69,8 @@ def block_attention(
     Dream-7B's at 1056 columns), and there are too few key heads to fill the chip.
 
     Args:
-      qkv: by key head: its queries, then its key and its value; all rotated.
+      qkv: by key head: its queries, then its key and its value.
+      cos, sin: as `attention.rotate` takes them.
       k_cache, v_cache: updated in place.
       start: first column of the block.
       key_lengths: columns of each row that are attended to.
@@ -98,10 +85,13 @@ def block_attention(
     pieces = max(1, PROGRAMS // (batch * heads))
     # A static number of steps is what the compiler overlaps; columns beyond the end are masked.
     steps = -(-columns // (KEYS * pieces))
+    half = h // 2
     to_log2 = h**-0.5 * 1.4426950408889634  # scores in powers of two: exp2 is what the chip has
 
     def kernel(
         qkv: Any,
+        cos: Any,
+        sin: Any,
         start: Any,
         key_lengths: Any,
         k_in: Any,
@@ -115,10 +105,26 @@ def block_attention(
         row, head, piece = pl.program_id(0), pl.program_id(1), pl.program_id(2)
         kv_head, query = lax.div(head, queries), lax.rem(head, queries)
         first = start[0]
-        q = qkv[row, :, kv_head, query, :]
+        halves = pl.ds(0, half), pl.ds(half, half)
 
-        def scores(k: Array) -> Array:
-            return jnp.dot(q, k.T, preferred_element_type=jnp.float32) * to_log2
+        def rotated(part: Any) -> tuple[Array, Array]:
+            """The halves of a query or a key, turned as `attention.rotate` does."""
+            a, b = (qkv[row, :, kv_head, part, d].astype(jnp.float32) for d in halves)
+            c, s = (y[row, :, halves[0]].astype(jnp.float32) for y in (cos, sin))
+
+            def sum_of(x: Array, y: Array) -> Array:
+                x, y = (z.astype(cos.dtype).astype(jnp.float32) for z in (x, y))
+                return (x + y).astype(qkv.dtype)
+
+            return sum_of(a * c, -b * s), sum_of(b * c, a * s)
+
+        q = rotated(query)
+
+        def scores(k: tuple[Array, Array]) -> Array:
+            first, second = (
+                jnp.dot(a, b.T, preferred_element_type=jnp.float32) for a, b in zip(q, k, strict=True)
+            )
+            return (first + second) * to_log2
 
         def weighted(p: Array, v: Array) -> Array:
             return jnp.dot(p.astype(v.dtype), v, preferred_element_type=jnp.float32)
@@ -130,11 +136,12 @@ def block_attention(
 
         @pl.when(piece == pieces)
         def own() -> None:
-            k, v = qkv[row, :, kv_head, queries, :], qkv[row, :, kv_head, queries + 1, :]
+            k, v = rotated(queries), qkv[row, :, kv_head, queries + 1, :]
 
             @pl.when(query == 0)
             def keep() -> None:
-                k_out[row, pl.ds(first, length), kv_head, :] = k
+                for d, part in zip(halves, k, strict=True):
+                    k_out[row, pl.ds(first, length), kv_head, d] = part
                 v_out[row, pl.ds(first, length), kv_head, :] = v
 
             z = scores(k)
@@ -149,9 +156,12 @@ def block_attention(
                 begin = (piece * steps + i) * KEYS
                 column = begin + jnp.arange(KEYS)
                 inside = (column < columns)[:, None]
-                at = row, pl.ds(begin, KEYS), kv_head, slice(None)
-                k = plt.load(k_in.at[at], mask=inside, other=0.0)
-                v = plt.load(v_in.at[at], mask=inside, other=0.0)
+                at = row, pl.ds(begin, KEYS), kv_head
+                first_half, second_half = (
+                    plt.load(k_in.at[*at, d], mask=inside, other=0.0) for d in halves
+                )
+                k = first_half, second_half
+                v = plt.load(v_in.at[*at, slice(None)], mask=inside, other=0.0)
                 own = (column >= first) & (column < first + length)
                 valid = (column < key_lengths[row]) & ~own
                 z = jnp.where(valid[None], scores(k), _FAR)
@@ -175,10 +185,10 @@ def block_attention(
             *caches,
         ),
         grid=(batch, heads, pieces + 1),
-        input_output_aliases={3: 3, 4: 4},
+        input_output_aliases={5: 3, 6: 4},
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=3),
         name="block_attention",
-    )(qkv, start[None], key_lengths, k_cache, v_cache)
+    )(qkv, cos, sin, start[None], key_lengths, k_cache, v_cache)
     # Piece by piece, so that it is all elementwise and XLA makes one kernel of it.
     every = range(pieces + 1)
     best = functools.reduce(jnp.maximum, [top[i] for i in every])
@@ -187,50 +197,3 @@ def block_attention(
     y = functools.reduce(jnp.add, [out[i] * weights[i][..., None] for i in every])
     y = y / total[..., None]
     return y.astype(qkv.dtype), k_cache, v_cache
-
-
-def gated_mlp(
-    y: Float[Array, "B S D"],
-    gate_up: Float[Array, "F 2 D"],
-) -> Float[Array, "B S F"]:
-    """silu(x Gᵀ) * x Uᵀ without writing either product to memory.
-
-    Products run transposed, [F, M] = W xᵀ: the weights fill the tensor cores' rows and the tokens
-    are the narrow side.
-
-    Args:
-      y: the few tokens of a block.
-      gate_up: G and U, row by row.
-    """
-    x = y.reshape(-1, y.shape[-1])
-    tokens, size = x.shape
-    features = gate_up.shape[0]
-    # Beyond one program a multiprocessor, fewer steps in flight: 108 KB of shared memory, so that
-    # two fit on one and all run at once (148 of Dream-7B's on 132, not 16 of them afterwards).
-    stages = 4 if features // ROWS <= PROGRAMS else 3
-
-    def kernel(x: Any, w: Any, out: Any) -> None:
-        rows = pl.ds(pl.program_id(0) * ROWS, ROWS)
-
-        def step(i: Array, totals: tuple[Array, Array]) -> tuple[Array, Array]:
-            part = pl.ds(i * COLUMNS, COLUMNS)
-            xt = x[:, part].T
-            gate = jnp.dot(w[rows, 0, part], xt, preferred_element_type=jnp.float32)
-            up = jnp.dot(w[rows, 1, part], xt, preferred_element_type=jnp.float32)
-            return totals[0] + gate, totals[1] + up
-
-        zero = jnp.zeros((ROWS, tokens), jnp.float32)
-        gate, up = lax.fori_loop(0, size // COLUMNS, step, (zero, zero))
-        # Rounded where the plain layer rounds: each projection, the activation, the product.
-        gate, up = (y.astype(out.dtype).astype(jnp.float32) for y in (gate, up))
-        gate = (gate / (1.0 + jnp.exp(-gate))).astype(out.dtype).astype(jnp.float32)
-        out[:, rows] = (gate * up).T.astype(out.dtype)
-
-    out = pl.pallas_call(
-        kernel,
-        out_shape=jax.ShapeDtypeStruct((tokens, features), x.dtype),
-        grid=(features // ROWS,),
-        compiler_params=plt.CompilerParams(num_warps=8, num_stages=stages),
-        name="gated_mlp",
-    )(x, gate_up)
-    return out.reshape(*y.shape[:2], features)

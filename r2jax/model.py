@@ -20,17 +20,18 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array, lax
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from r2jax import kernels
+from r2jax import kernels, narrow
 from r2jax.attention import attend, on_shards, rotary
 from r2jax.cache import Cache, LayerCache
 from r2jax.config import ModelConfig
-from r2jax.quantize import DTYPES, Quantization, quantized_product
+from r2jax.quantize import DTYPES, Narrow, Quantization, quantized_product
 from r2jax.sharding import batch_axes
 
 
@@ -56,17 +57,29 @@ class Linear(nnx.Module):
     ) -> None:
         weight = std * jax.random.normal(rngs.params(), (d_out, d_in), jnp.float32)
         stored = DTYPES[quantize] if quantize else dtype
+        self.dtype = np.dtype(dtype)
         self.weight = nnx.Param(weight.astype(stored), logical_axes=axes)
         ones = jnp.ones((d_out,), jnp.float32)
         self.scale = nnx.Param(ones, logical_axes=axes[:1]) if quantize else None
         self.bias = nnx.Param(jnp.zeros((d_out,), dtype), logical_axes=axes[:1]) if bias else None
 
-    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        if self.scale is not None:
-            y = quantized_product(x, self.weight[...], self.scale[...])
-        else:
-            y = jnp.einsum("...i,oi->...o", x, self.weight[...])
+    def __call__(self, x: Float[Array, "*b i"] | Narrow) -> Float[Array, "*b o"]:
+        y = total(self.parts(x), self.dtype)
         return y if self.bias is None else y + self.bias[...]
+
+    def parts(self, x: Float[Array, "*b i"] | Narrow) -> Float[Array, "P *b o"]:
+        """x Wᵀ as parts to be summed: more than one where that is left to the next kernel."""
+        if self.scale is None:
+            return jnp.einsum("...i,oi->...o", x, self.weight[...])[None]
+        weight, scale = self.weight[...], self.scale[...]
+        if isinstance(x, Narrow):
+            return narrow.product(x, weight, scale, self.dtype)
+        return quantized_product(x, weight, scale)[None]
+
+
+def total(parts: Float[Array, "P *b o"], dtype: DTypeLike) -> Float[Array, "*b o"]:
+    """Their sum."""
+    return (parts[0] if len(parts) == 1 else jnp.sum(parts, axis=0)).astype(dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -140,7 +153,10 @@ class Embedding(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """x + Attention(RMSNorm(x)), then x + MLP(RMSNorm(x)) with a SiLU-gated MLP."""
+    """x + Attention(RMSNorm(x)), then x + MLP(RMSNorm(x)) with a SiLU-gated MLP.
+
+    The last sum is left to the next layer, whose norm reads it.
+    """
 
     def __init__(
         self,
@@ -178,21 +194,58 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
+        branch: Float[Array, "P B S D"] | None,
         rope: tuple[Float[Array, "B S h"], Float[Array, "B S h"]],
         key_lengths: Int[Array, " B"] | None,
         cache: LayerCache | None,
         start: Int[Array, ""] | int,
         keep: Int[Array, ""] | int,
         wanted: Callable[[Array], Array] | None = None,
-    ) -> tuple[Float[Array, "B W D"], LayerCache]:
-        qkv = self._qkv(self.attn_norm(x))
+    ) -> tuple[Float[Array, "B W D"], Float[Array, "P B W D"], LayerCache]:
+        """`branch`, in and out, are parts of what is still to be added to x."""
+        eight_bit = self._narrow(x)
+        x, y = self._norm(self.attn_norm, x, branch, eight_bit)
+        qkv = self._qkv(y)
         y, cache = attend(qkv, rope, key_lengths, cache, start, keep, self.mesh)
         if wanted is not None:
             x, y = wanted(x), wanted(y)
-        x = x + self.o_proj(y.reshape(*y.shape[:2], -1))
-        return x + self.down_proj(self._gated(self.mlp_norm(x))), cache
+        y = self.o_proj.parts(_narrowed(y.reshape(*y.shape[:2], -1), eight_bit))
+        x, y = self._norm(self.mlp_norm, x, y, eight_bit)
+        return x, self.down_proj.parts(_narrowed(self._gated(y), eight_bit)), cache
 
-    def _qkv(self, y: Float[Array, "B S D"]) -> Float[Array, "B S K G h"]:
+    def _narrow(self, x: Float[Array, "B S D"]) -> np.dtype | None:
+        """The 8-bit numbers that activations go from kernel to kernel in; None: they do not."""
+        if not self.fused or self.o_proj.scale is None or self.mesh is not None:
+            return None
+        projections = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
+        weights = [projection.weight[...] for projection in projections]
+        fits = narrow.fits_products(x, weights) and kernels.available()
+        return weights[0].dtype if fits else None
+
+    def _norm(
+        self,
+        norm: RMSNorm,
+        x: Float[Array, "B S D"],
+        branch: Float[Array, "P B S D"] | None,
+        eight_bit: np.dtype | None,
+    ) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"] | Narrow]:
+        """x with its branch added, and the norm of that."""
+        if branch is not None:
+            if self.fused and narrow.fits_tokens(x) and kernels.available():
+                rows = batch_axes(self.mesh, x.shape[0])
+                by_row, parts = PartitionSpec(rows), PartitionSpec(None, rows)
+                run = on_shards(
+                    functools.partial(narrow.residual_norm, eps=norm.eps, dtype=eight_bit),
+                    self.mesh,
+                    (by_row, parts, PartitionSpec()),
+                    (by_row, by_row),
+                )
+                return run(x, branch, norm.weight[...])
+            x = x + total(branch, x.dtype)
+        y = norm(x)
+        return x, _narrowed(y, eight_bit)
+
+    def _qkv(self, y: Float[Array, "B S D"] | Narrow) -> Float[Array, "B S K G h"]:
         """By key head: its queries, then its key and its value."""
 
         def heads(y: Array) -> Array:
@@ -203,22 +256,30 @@ class Layer(nnx.Module):
         parts = (self.q_proj, self.k_proj, self.v_proj)
         return jnp.concatenate([heads(part(y)) for part in parts], axis=3)
 
-    def _gated(self, y: Float[Array, "B S D"]) -> Float[Array, "B S F"]:
+    def _gated(self, y: Float[Array, "B S D"] | Narrow) -> Float[Array, "B S F"]:
         """silu(gate) * up."""
         if not self.fused:
             return jax.nn.silu(self.gate_proj(y)) * self.up_proj(y)
-        weight = self.gate_up_proj.weight[...]
-        if kernels.fits_mlp(y.shape, weight, self.mesh) and kernels.available():
+        weight, scale = self.gate_up_proj.weight[...], self.gate_up_proj.scale
+        pairs = weight.reshape(-1, 2, weight.shape[-1])
+        if isinstance(y, Narrow):
+            return narrow.gated_mlp(y, pairs, scale[...].reshape(-1, 2), self.gate_up_proj.dtype)
+        if narrow.fits_mlp(y.shape, weight, self.mesh) and kernels.available():
             rows = PartitionSpec(batch_axes(self.mesh, y.shape[0]))
             run = on_shards(
-                kernels.gated_mlp,
+                narrow.gated_mlp,
                 self.mesh,
                 (rows, PartitionSpec("tensor")),
                 PartitionSpec(*rows, None, "tensor"),
             )
-            return run(y, weight.reshape(-1, 2, weight.shape[-1]))
+            return run(y, pairs)
         both = self.gate_up_proj(y).reshape(*y.shape[:2], -1, 2)
         return jax.nn.silu(both[..., 0]) * both[..., 1]
+
+
+def _narrowed(y: Float[Array, "B S I"], eight_bit: np.dtype | None) -> Array | Narrow:
+    """Activations as the next product takes them."""
+    return y if eight_bit is None else narrow.quantize_tokens(y, eight_bit)
 
 
 class Transformer(nnx.Module):
@@ -297,7 +358,7 @@ class Transformer(nnx.Module):
             layer computes no others); None: all.
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
-            x = self.embed(tokens)
+            x, branch = self.embed(tokens), None
             config = self.config
             precise = jnp.float32 if config.rope_full_precision else self.dtype
             rope = rotary(positions, config.head_dim, config.rope_theta, precise)
@@ -305,9 +366,11 @@ class Transformer(nnx.Module):
             for i, layer in enumerate(self.layers):
                 old = None if cache is None else cache[i]
                 last = i == len(self.layers) - 1
-                x, new = layer(x, rope, key_lengths, old, start, keep, wanted if last else None)
+                x, branch, new = layer(
+                    x, branch, rope, key_lengths, old, start, keep, wanted if last else None
+                )
                 out.append(new)
-            return x, tuple(out)
+            return x + total(branch, x.dtype), tuple(out)
 
     def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Final norm and language-model head, in the model's dtype."""

