@@ -16,7 +16,6 @@ from eval import results_file
 from eval.device import describe
 from eval.lm_tasks import EvalTask
 
-
 _GRADERS = ("lm_eval", "math-verify")
 
 
