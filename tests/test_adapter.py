@@ -166,6 +166,10 @@ def test_the_model_is_given_what_the_original_evaluator_gives_it(source: LazyMod
 def test_dreams_plain_text_begins_with_its_start(dream: LazyModel):
     (ids,) = model_of(dream).prepare([ask("Anna has")]).prompts
     assert dream.tokenizer.decode(ids.tolist()) == "<|beginoftext|>Anna has"
+    chat = model_of(dream)
+    rendered = chat.apply_chat_template([{"role": "user", "content": "Anna has"}])
+    (ids,) = chat.prepare([ask(rendered)]).prompts
+    assert ids.tolist() == encode(dream.tokenizer, ["Anna has"])[0]
 
 
 def test_too_long_prompts_are_refused_or_cut_at_their_beginning(dream: LazyModel):

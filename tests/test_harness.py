@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 import r2jax
-from eval import harness, presets, records, results_file
+from eval import harness, lm_tasks, presets, records, results_file
 from eval.lazy_model import LazyModel
 from eval.local_data import read_problems, read_table
 from r2jax.checkpoint import open_checkpoint, quantized, write
 from r2jax.cli import run
 from r2jax.decode_config import DecodeConfig
-from r2jax.grading import is_correct
 from tests import tiny_checkpoint as tiny
 
 QUESTIONS = [f"What is {i} + {'1' * i}?" for i in range(1, 6)]
@@ -52,8 +51,9 @@ def but_speed(result: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in result.items() if k not in ("speed", "environment")}
 
 
-def test_results_are_generate_texts(evaluate, directory: Path, capsys: pytest.CaptureFixture[str]):
+def test_results_are_generate_texts(evaluate, directory: Path, monkeypatch, capsys):
     """Side by side, each with all that it depends on; graded and counted problem by problem."""
+    monkeypatch.setattr(lm_tasks, "is_correct", lambda text, answer: answer == "#### 3")
     found = evaluate("--dtype", "float32", strategies="fast_dllm r2")
     model = r2jax.load(directory, "float32")
     tokenizer = r2jax.load_tokenizer(directory)
@@ -68,8 +68,9 @@ def test_results_are_generate_texts(evaluate, directory: Path, capsys: pytest.Ca
         assert [sample["refreshes"] for sample in samples] == out.refreshes.tolist()
         potential = [sum(sample["potential"].values()) for sample in samples]
         assert potential == out.counts.potential.total.tolist()
-        for sample in samples:
-            assert sample["correct"] == is_correct(sample["text"], sample["answer"])
+        assert [sample["correct"] for sample in samples] == [0, 0, 0, 1, 0]
+        assert [sample["answer"] for sample in samples] == [f"#### {i}" for i in range(5)]
+        assert result["metrics"]["accuracy"]["value"] == 0.2
         assert result["strategy"] == name and result["seed"] == 0
         assert DecodeConfig(**result["decode"]) == config
         assert result["prompt"]["chat_template"] is True
@@ -140,6 +141,30 @@ def test_what_is_there_is_not_made_again(evaluate, tmp_path: Path, monkeypatch, 
             ValueError, match=rf"sums-r2\.json holds the result of other .*{message}"
         ):
             evaluate(*words)
+
+
+def test_given_answers_are_scored(directory: Path, tmp_path: Path, capsys):
+    """Any task of lm-eval: four answers to choose from, one result whatever the strategies."""
+    rows = [
+        {"id": str(i), "question": f"{i} + 1?", "answerKey": "B"}
+        | {"choices": {"text": [str(i), str(i + 1), "ten", "no"], "label": list("ABCD")}}
+        for i in range(3)
+    ]
+    (tmp_path / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--checkpoint", str(directory), "--tasks", "arc_easy", "--mc-num", "3", "--raw"]
+    words += ["--data", f"arc_easy={tmp_path / 'arc.jsonl'}", "--output-dir", str(tmp_path / "out")]
+    harness.main(words)
+    (path,) = (tmp_path / "out").iterdir()
+    result = results_file.read(path)
+    assert path.name == "arc_easy-likelihood.json" and result["decode"] is None
+    assert [sample["nfe"] for sample in result["samples"]] == [4 * 3] * 3
+    assert result["task"]["problems"] == 3
+    for sample in result["samples"]:
+        values = [float(value) for value in sample["text"].split()]
+        assert len(values) == 4 and sample["answer"] == "1"
+        assert sample["correct"] == (max(values) == values[1])
+    harness.main(words)
+    assert "arc_easy-likelihood.json is there already" in capsys.readouterr().err
 
 
 def test_nothing_kept_leaves_nothing(evaluate, tmp_path: Path, monkeypatch):
