@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import r2jax
-from eval import bench, device, floors, measure, profile_summary, sweep
+from eval import bench, device, floors, layers, measure, profile_summary, sweep
 from eval.random_model import SIZES, random_model
 from eval.sweep import random_prompts
 from r2jax.cache import LayerCache
@@ -381,3 +381,14 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, capsys):
     assert run("program", lambda: bench.main([*WORDS, "--output", str(path)])) == 2
     assert "no file of eval.bench" in capsys.readouterr().err
     assert path.read_text() == '{"mine": 1}'
+
+
+def test_layers_alone(tmp_path: Path):
+    """A row a kind of weights, with and without kernels where there are any."""
+    output = tmp_path / "layers.json"
+    layers.main(["--size", "tiny", "--layers", "1", "--quantize", "int8", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["results"]
+    assert row["quantize"] == "int8" and row["kernels"] is False
+    assert 0 < row["step_us"] < row["refresh_us"]
+    with pytest.raises(ValueError, match="--layers and --batch must be at least 1"):
+        layers.main(["--size", "tiny", "--layers", "0"])
