@@ -190,7 +190,8 @@ def _run(source: str, *, seconds: int, memory_mb: int) -> Outcome:
     if ready != sandbox_driver.READY:
         raise OSError(f"the sandbox did not start, status {status}: {errors}")
     if said.startswith(secret.encode()):
-        return Outcome(**json.loads(said[len(secret) :]))
+        verdict, _ = json.JSONDecoder().raw_decode(said[len(secret) :].decode(errors="replace"))
+        return Outcome(**verdict)
     if late:
         return Outcome(False, "out of time (wall clock)")
     if status == 128 + signal.SIGXCPU:
