@@ -7,19 +7,16 @@ own, which are ended when they overrun.
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
-import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError
 
 from pebble import ProcessExpired, ProcessPool
 
+from eval import math_equal
 from r2jax.grading import last_boxed, same_latex
 
-_SECONDS = 5  # math-verify's own default, for reading and again for comparing
-_LAST_SECONDS = 30  # the process is ended
-_MEMORY_BYTES = 8_000_000_000
+_LAST_SECONDS = 30  # for a comparison that math-verify's own alarm does not end
 
 
 def grade_boxed(
@@ -59,9 +56,9 @@ def grade_boxed(
     if undecided:
         # Not forked: the parent may hold an accelerator, and threads.
         context = multiprocessing.get_context("spawn")
-        with ProcessPool(workers, context=context, initializer=_prepare) as pool:
+        with ProcessPool(workers, context=context, initializer=math_equal.prepare) as pool:
             verdicts = {
-                i: pool.schedule(_equal, args=pair, timeout=_LAST_SECONDS)
+                i: pool.schedule(math_equal.equal, args=pair, timeout=_LAST_SECONDS)
                 for i, pair in undecided.items()
             }
             for i, verdict in verdicts.items():
@@ -71,20 +68,3 @@ def grade_boxed(
                     right[i] = False
                 advance()
     return right
-
-
-def _prepare() -> None:
-    """Once in each process: import what takes long, limit memory, and be silent."""
-    import math_verify  # noqa: F401
-
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs every answer that fails
-
-
-def _equal(found: str, wanted: str) -> bool:
-    from math_verify import parse, verify
-
-    def read(answer: str) -> list:
-        return parse(f"\\boxed{{{answer}}}", parsing_timeout=_SECONDS)
-
-    return bool(verify(read(wanted), read(found), timeout_seconds=_SECONDS))
