@@ -175,8 +175,10 @@ def _run(source: str, *, seconds: int, memory_mb: int) -> Outcome:
     with _start(f"{setup}\n{source}".encode(errors="replace")) as process:
         assert process.stdout is not None
         assert process.stderr is not None
+        start = select.poll()
+        start.register(process.stdout)
         try:
-            if select.select([process.stdout], [], [], _START_SECONDS)[0]:
+            if start.poll(1000 * _START_SECONDS):
                 ready = os.read(process.stdout.fileno(), len(sandbox_driver.READY))
             # What is not read stays in the pipe: a program that fills it waits until it is ended.
             process.wait(_PATIENCE * seconds)
@@ -247,9 +249,9 @@ def _bubblewrap() -> tuple[str, ...]:
         *(shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user"),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL"),
         *("--uid", "65534", "--gid", "65534"),
+        *("--size", str(_TEMPORARY_BYTES), "--tmpfs", "/tmp"),  # first: a Python may lie in /tmp
         *(word for at, to in files.items() for word in ("--ro-bind-try", at, to)),
         *("--dev-bind", "/dev/null", "/dev/null"),
-        *("--size", str(_TEMPORARY_BYTES), "--tmpfs", "/tmp"),
         *("--remount-ro", "/", "--chdir", "/tmp"),
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
     )
