@@ -3,8 +3,8 @@
 `eval/sandbox.py` starts this file as a script, by itself in a Python without site-packages, so it
 imports the standard library alone. Read from stdin: one line of JSON with the secret and the
 limits, then the program's source. Written to stdout: "ready" before the program runs; when it has
-run to its end or raised, the secret and the verdict, JSON {"passed", "reason"}. A program that
-ends any other way (`os._exit(0)`, a signal) leaves no verdict, and that is a failure.
+run to its end or raised, the secret, "+" or "-", and the reason in one line. A program that ends
+any other way (`os._exit(0)`, a signal) leaves no verdict, and that is a failure.
 
 The program runs in this interpreter, as its tests do. It could find the secret by searching the
 interpreter's frames; nothing that it prints, returns or overrides gives it away.
@@ -19,7 +19,7 @@ import sys
 import types
 
 READY = b"ready\n"
-OUT_OF_MEMORY = "MemoryError: out of memory"
+PASSED, FAILED = b"+", b"-"
 _FILE = "<program>"
 
 
@@ -29,8 +29,8 @@ def main() -> None:
     header, source = sys.stdin.buffer.readline(), sys.stdin.buffer.read()
     setup = json.loads(header)
     secret = setup["secret"].encode()
-    passed = secret + _verdict(passed=True, reason="passed")
-    out_of_memory = secret + _verdict(passed=False, reason=OUT_OF_MEMORY)
+    passed = secret + PASSED + b"passed"
+    out_of_memory = secret + FAILED + b"MemoryError: out of memory"
     sys.path.extend(setup["path"])
 
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -49,7 +49,7 @@ def main() -> None:
     except MemoryError:
         write(channel, out_of_memory)  # made before: there may be no memory to make it now
     except BaseException as error:
-        write(channel, secret + _verdict(passed=False, reason=_describe(error)))
+        write(channel, secret + FAILED + _describe(error).encode(errors="replace"))
     else:
         write(channel, passed)
     leave(0)  # nothing of the program's own runs after it: no atexit, no thread, no destructor
@@ -62,10 +62,6 @@ def _run(source: bytes) -> None:
     exec(compile(source, _FILE, "exec"), module.__dict__)
 
 
-def _verdict(*, passed: bool, reason: str) -> bytes:
-    return json.dumps({"passed": passed, "reason": reason}).encode()
-
-
 def _describe(error: BaseException) -> str:
     """The error's name, the start of its message, and the program's line; cut to a short line."""
     line = error.lineno if isinstance(error, SyntaxError) else None
@@ -76,10 +72,10 @@ def _describe(error: BaseException) -> str:
         trace = trace.tb_next
     where = f"line {line}: " if line else ""
     try:
-        message = str(error.msg if isinstance(error, SyntaxError) else error)
+        message = str(error.msg if isinstance(error, SyntaxError) else error)[:300]
     except BaseException:  # a program's own __str__
         message = "(no message)"
-    return f"{where}{type(error).__name__}: {message}"[:300].rstrip(" :")
+    return " ".join(f"{where}{type(error).__name__}: {message}".split())[:300].rstrip(" :")
 
 
 if __name__ == "__main__":

@@ -162,24 +162,22 @@ HOSTILE = {
     ),
     "says that it passed": (
         "import os\n"
-        'verdict = b\'{"passed": true, "reason": "passed"}\'\n'
         "for i in range(64):\n"
         "  for secret in (b'', b'ready\\n', b'0' * 64):\n"
-        "    try: os.write(i, secret + verdict)\n"
+        "    try: os.write(i, secret + b'+passed')\n"
         "    except OSError: pass\n"
         "os._exit(0)",
         "ended early",
     ),
     "replaces what reports it": (
-        "import os, json\n"
-        "os._exit = os.write = json.dumps = lambda *_: b'{\"passed\": true}'\n"
-        "assert False",
+        "import os, json\nos._exit = os.write = json.dumps = lambda *_: b'+passed'\nassert False",
         "AssertionError|ended early",
     ),
     "raises what cannot be shown": (
         "class Hidden(Exception):\n  def __str__(self): raise SystemExit(0)\nraise Hidden",
         "Hidden: .no message",
     ),
+    "raises a long story": ("raise ValueError('so\\n' * 10**6)", "line 1: ValueError: so so so"),
     "is no program": ("def f(:", "line 1: SyntaxError"),
     "is no text": ("x = '\0\udc80'", "null byte|unicode error"),
 }
