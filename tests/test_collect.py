@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,11 +93,8 @@ def test_when_a_token_was_decoded():
     states = np.full((1, 4, 4), -1)
     states[0, 0], states[0, 1] = [mask] * 4, [mask, 5, mask, mask]
     by = np.array([[0, 0, AFTER_EOS, 0]])
-    output = r2jax.DecodeOutput(
-        *(np.zeros((1, 4)),), nfe=np.array([2]), refreshes=0, reported=0, counts=0,
-        states=states, committed_by=by,
-    )  # fmt: skip
-    batch: Any = type("Batch", (), {"output": output})
+    output = SimpleNamespace(states=states, committed_by=by, nfe=np.array([2]))
+    batch: Any = SimpleNamespace(output=output)
     assert collect.decoded_at(batch, 0, mask) == [1, 0, 1, 1]
 
 
