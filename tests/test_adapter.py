@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lm_eval.models.utils import postprocess_generated_text
 from lm_eval.tasks import TaskManager
 
 import r2jax
-from eval import adapter, lm_tasks
+from eval import adapter, harness, lm_tasks
 from eval.answers import as_original, cut
 from eval.lazy_model import LazyModel
 from eval.lm_tasks import build_requests, load_task
@@ -276,6 +277,21 @@ def test_code_is_graded_by_the_grader_and_never_run_here(tmp_path: Path):
     assert found["results"]["humaneval"]["pass@1,none"] == 0.5
     ((docs, texts),) = seen
     assert docs == CODE and texts == [program] * 2 and not mark.exists()
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bubblewrap, no sandbox")
+def test_the_harness_grades_code_in_the_sandbox():
+    """Completions as they are; of chats on HumanEval the fenced block; MBPP's text itself."""
+    doc = {**CODE[0], "test": "def check(f):\n    assert f() == 1", "prompt": "def f():\n"}
+    plain, chat = harness._grader("humaneval", False), harness._grader("humaneval", True)
+    assert plain is not None and chat is not None
+    fenced = "So:\n```python\ndef f():\n    return 1\n```\nDone."
+    assert plain([doc] * 3, ["    return 1", "    return 2", fenced]) == [True, False, False]
+    assert chat([doc] * 2, [fenced, "```python\ndef f():\n    return 2\n```"]) == [True, False]
+    mbpp = harness._grader("mbpp", True)
+    assert mbpp is not None
+    row = {"task_id": 1, "test_list": ["assert f() == 1"]}
+    assert mbpp([row] * 2, ["def f():\n    return 1", "def f():\n    pass"]) == [True, False]
 
 
 def test_a_file_of_questions_is_graded_by_the_number(tmp_path: Path):
