@@ -124,7 +124,7 @@ def test_every_number_of_a_sweep_follows_from_its_result_files(swept: Path):
         "Fast-dLLM, threshold 0", "Fast-dLLM, threshold 0.9", "R², τ_s 0"
     ]  # fmt: skip
     for row in content["points"]:
-        result = compare.read(str(swept / row["file"]))
+        result = compare.read(str(swept / "points" / row["file"]))
         samples = result["samples"]
         assert [s["id"] for s in samples] == ["0", "1", "2"] and row["problems"] == 3
         nfe = np.array([s["nfe"] for s in samples])
@@ -197,6 +197,31 @@ def test_what_another_sweep_has_measured_is_not_decoded_again(
     assert row["file"] == others[1]["file"]
     with pytest.raises(AssertionError, match="decoded again"):
         sweeps.main(["strategies", *words, "--strategies", "vanilla"])
+
+
+def test_strategies_are_drawn_from_result_files_of_the_harness(
+    inputs: list[str], swept: Path, tmp_path: Path, capsys
+):
+    rows = json.loads((swept / "thresholds.json").read_text())["points"]
+    files = [str(swept / "points" / rows[i]["file"]) for i in (1, 3)]  # Fast-dLLM, R²
+    words = ["--output", str(tmp_path / "out"), "--results"]
+    sweeps.main(["strategies", *words, *files])
+    content = json.loads((tmp_path / "out/strategies.json").read_text())
+    assert [row["name"] for row in content["points"]] == ["Fast-dLLM", "R²"]
+    assert [row["nfe"] for row in content["points"]] == [rows[1]["nfe"], rows[3]["nfe"]]
+    assert content["points"][1]["against_first"]["nfe"]["value"] == rows[3]["nfe"] - rows[1]["nfe"]
+
+    other = json.loads(Path(files[1]).read_text())
+    other["model"]["digest"] = "another"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    for kind, results, message in (
+        ("strategies", [files[0], str(tmp_path / "other.json")], "model.digest"),
+        ("strategies", [files[0], files[0]], "two files are of the strategy fast_dllm"),
+        ("lengths", files, "not lengths"),
+    ):
+        call = [kind, *words, *results]
+        assert run_program("program", lambda call=call: sweeps.main(call)) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_another_models_sweep_is_not_overwritten(inputs: list[str], swept: Path, capsys):

@@ -28,9 +28,9 @@ import r2jax
 from eval.compare import differences
 from eval.strategies import read_problems
 from eval.sweeps.pictures import draw
-from eval.sweeps.points import KINDS, STRATEGIES, VALUES, Options, Point
+from eval.sweeps.points import KINDS, STRATEGIES, VALUES, Options, Point, strategies
 from eval.sweeps.run import Bench, Setting, run_points
-from eval.sweeps.summary import read, show, summarise, write_csv
+from eval.sweeps.summary import points_of, read, show, summarise, write_csv
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import Parser, run, write_json
 from r2jax.decode_config import Task
@@ -77,6 +77,12 @@ def make_parser() -> Parser:
         choices=["none", *get_args(Quantization)],
         help="the projections in 8 bits [none: as stored]",
     )
+    parser.add_argument(
+        "--results",
+        nargs="+",
+        metavar="FILE",
+        help="strategies, events: nothing is decoded; of result files such as eval.harness writes",
+    )
     parser.add_argument("--plot-only", action="store_true", help="draw KIND.json of --output again")
     return parser
 
@@ -111,15 +117,12 @@ def make_points(args: argparse.Namespace) -> list[Point]:
     return KINDS[args.kind](Options(base, args.strategies or names, args.values))
 
 
-def measure(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    """Run the sweep and write its numbers."""
+def measure(args: argparse.Namespace, command: str) -> tuple[list[Point], list[Path]]:
+    """Run the sweep; its points and their result files."""
     if args.batch_size < 1 or (args.limit is not None and args.limit < 1):
         raise ValueError("--batch-size and --limit must be at least 1")
     if args.problems is None:
-        raise ValueError("--problems is needed (but with --plot-only)")
-    directory = Path(args.output)
-    if not directory.absolute().parent.is_dir():
-        raise ValueError(f"--output {args.output!r}: there is no directory to make it in")
+        raise ValueError("--problems is needed (but with --results or --plot-only)")
     problems = checked_problems(args.problems, args.limit)
     sha256 = hashlib.sha256(Path(args.problems).read_bytes()).hexdigest()
     points = make_points(args)
@@ -138,13 +141,10 @@ def measure(args: argparse.Namespace, command: str) -> dict[str, Any]:
         command=command,
     )
     bench = Bench(setting, points)
-    path = directory / f"{args.kind}.json"
+    path = Path(args.output, f"{args.kind}.json")
     if path.exists():
         check_same(path, bench.circumstances)
-    summary = summarise(args.kind, points, run_points(points, bench, directory), directory)
-    write_json(str(path), summary)
-    write_csv(path.with_suffix(".csv"), summary["points"])
-    return summary
+    return points, run_points(points, bench, Path(args.output))
 
 
 def check_same(path: Path, circumstances: dict[str, Any]) -> None:
@@ -179,13 +179,27 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     args = make_parser().parse_args(argv)
     directory = Path(args.output)
+    if not directory.absolute().parent.is_dir():
+        raise ValueError(f"--output {args.output!r}: there is no directory to make it in")
+    path = directory / f"{args.kind}.json"
     if args.plot_only:
-        summary = read(directory / f"{args.kind}.json")
+        summary = read(path)
     else:
-        summary = measure(args, command_line(sys.argv[1:] if argv is None else argv))
+        command = command_line(sys.argv[1:] if argv is None else argv)
+        if args.results:
+            if KINDS[args.kind] is not strategies:
+                raise ValueError(f"--results draws strategies or events, not {args.kind}")
+            paths = [Path(result) for result in args.results]
+            points = points_of(paths)
+        else:
+            points, paths = measure(args, command)
+        directory.mkdir(exist_ok=True)
+        summary = summarise(args.kind, points, paths, command)
+        write_json(str(path), summary)
+        write_csv(path.with_suffix(".csv"), summary["points"])
     show(summary, Console(width=120))
-    for path in draw(summary, directory):
-        print(path, file=sys.stderr)
+    for picture in draw(summary, directory):
+        print(picture, file=sys.stderr)
 
 
 if __name__ == "__main__":

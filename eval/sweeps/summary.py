@@ -15,25 +15,27 @@ from rich.table import Table
 from rich.text import Text
 
 from eval import compare, paired
+from eval.drawing import RULES
 from eval.sweeps.points import REFERENCE, Point
 from eval.sweeps.run import COUNTS
+from r2jax.decode_config import DecodeConfig
 
 Row = dict[str, Any]
-SHARED = ("task", "model", "prompt", "seed", "counting", "environment")
+SHARED = ("task", "model", "prompt", "seed", "counting")
 
 
-def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], directory: Path) -> Row:
+def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], command: str) -> Row:
     """The file of a sweep.
 
     Args:
       kind: of sweep.
       points: in the order of table and pictures.
       paths: of their result files.
-      directory: which the files are named relative to.
+      command: that the sweep was made by.
 
     Returns:
-      What all points share, and a row for each: accuracy, NFE (both with a standard error over the
-      problems), refreshes, counts, seconds, the whole decode configuration.
+      What all points share, and a row for each: accuracy, NFE and counts (with standard errors over
+      the problems), refreshes, seconds, the whole decode configuration.
     """
     results = [compare.read(str(path)) for path in paths]
     rows = []
@@ -62,7 +64,7 @@ def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], directo
             "seconds": result["speed"]["seconds"],
             "compile_seconds": result["speed"]["compile_seconds"],
             "batch_size": result["speed"]["batch_size"],
-            "file": path.relative_to(directory).as_posix(),
+            "file": path.name,
             "decode": result["decode"],
         }
         if kind in REFERENCE:
@@ -78,6 +80,11 @@ def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], directo
         "r2jax sweep": 1,
         "kind": kind,
         **{k: results[0][k] for k in SHARED},
+        "environment": {
+            **{k: results[0]["environment"][k] for k in ("device", "versions")},
+            "date": max(result["environment"]["date"] for result in results),
+            "command": command,
+        },
         "confidence": paired.LEVEL,
         "points": rows,
     }
@@ -97,6 +104,33 @@ def read(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no file of eval.sweeps") from None
     return summary
+
+
+def points_of(paths: Sequence[Path]) -> list[Point]:
+    """A point for each result file, such as `eval.harness` writes, of the same task and model.
+
+    Raises:
+      ValueError: they differ in more than the strategy, or two are of the same.
+    """
+    results = [compare.read(str(path)) for path in paths]
+    for path, result in zip(paths, results, strict=True):
+        if result["decode"] is None:
+            raise ValueError(f"{path}: its answers were scored, not decoded")
+        if (name := result["strategy"]) not in RULES:
+            raise ValueError(f"{path}: strategy must be one of {', '.join(RULES)}, got {name!r}")
+        for shared in SHARED:
+            changes = list(compare.differences(results[0][shared], result[shared], shared))
+            if changes:
+                field, a, b = changes[0]
+                raise ValueError(f"{paths[0]} and {path} differ in {field}: {a!r} and {b!r}")
+    names = [result["strategy"] for result in results]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"--results: two files are of the strategy {twice}")
+    return [
+        Point(RULES[name], RULES[name], name, DecodeConfig(**result["decode"]))
+        for name, result in zip(names, results, strict=True)
+    ]
 
 
 def standard_error(values: Iterable[float]) -> float:
