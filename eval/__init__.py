@@ -1,1 +1,1 @@
-"""Programs that measure: speed (`eval.bench`) and quality (`eval.strategies`)."""
+"""Programs that measure: speed (`eval.bench`) and quality (`eval.harness`)."""

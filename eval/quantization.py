@@ -31,8 +31,8 @@ from rich.table import Table
 
 import r2jax
 from eval.device import describe
+from eval.local_data import read_problems
 from eval.random_model import SIZES, random_model
-from eval.strategies import read_problems
 from r2jax.cli import Parser, check_output, run, write_json
 from r2jax.family import family_of
 from r2jax.quantize import Quantization

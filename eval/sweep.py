@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 import r2jax
+from eval.local_data import read_problems
 from eval.random_model import SIZES
 from eval.references import ADAPTERS, check_reference
-from eval.strategies import read_problems
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import write_json
 from r2jax.generate import check_config, check_prompts

@@ -106,7 +106,7 @@ def load(
     if mesh is not None:
         check_mesh(mesh, checkpoint.config)
     try:
-        target = _dtype(checkpoint, source) if dtype is None else np.dtype(dtype)
+        target = stored_dtype(checkpoint, source) if dtype is None else np.dtype(dtype)
     except TypeError:
         target = None
     if target is None or target not in DTYPES.values():
@@ -357,7 +357,12 @@ def parameter_shapes(
     return {name: param.get_value().shape for name, param in parameters.items()}
 
 
-def _dtype(checkpoint: Checkpoint, source: object) -> np.dtype:
+def stored_dtype(checkpoint: Checkpoint, source: object) -> np.dtype:
+    """What the tensors are stored in, scales and 8-bit projections apart.
+
+    Raises:
+      CheckpointError: in several dtypes.
+    """
     dtypes = {
         tensor.dtype
         for name, tensor in checkpoint.tensors.items()

@@ -87,18 +87,35 @@ class Journal:
         Raises:
           ValueError: records are missing.
         """
-        if len(self._offsets) < self.count:
-            raise ValueError(f"{self.partial} holds {len(self._offsets)} of {self.count} records")
+        records = self.records()
         ordered = Path(f"{self.path}.tmp")
         with ordered.open("wb") as out:
-            for index in range(self.count):
-                self._file.seek(self._offsets[index])
-                out.write(_line(json.loads(self._file.readline())[1]))
+            out.writelines(_line(record) for record in records)
             out.flush()
             os.fsync(out.fileno())
         os.replace(ordered, self.path)
         _sync_directory(self.path)
         # Killed before this line, the next run finds a complete journal and ends the same way.
+        self.discard()
+
+    def records(self) -> Iterator[Any]:
+        """All records in the list's order, for those who make another final file of them.
+
+        Raises:
+          ValueError: records are missing.
+        """
+        if len(self._offsets) < self.count:
+            raise ValueError(f"{self.partial} holds {len(self._offsets)} of {self.count} records")
+
+        def read() -> Iterator[Any]:
+            for index in range(self.count):
+                self._file.seek(self._offsets[index])
+                yield json.loads(self._file.readline())[1]
+
+        return read()
+
+    def discard(self) -> None:
+        """Remove the journal: what it holds is kept elsewhere, or is nothing."""
         self.partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Journal:
@@ -139,7 +156,7 @@ class Journal:
                 "the output"
             )
         before = {"count": header.get("count"), **header["settings"]}
-        changes = list(_changes(before, {"count": self.count, **settings}))
+        changes = list(differences(before, {"count": self.count, **settings}))
         if changes:
             raise ValueError(
                 f"{self.partial} holds the results of other settings: {'; '.join(changes)}. Go on "
@@ -190,11 +207,11 @@ def _parse(line: bytes) -> Any:
         return None
 
 
-def _changes(old: Any, new: Any, name: str = "") -> Iterator[str]:
+def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
     """What differs, by dotted name: "decode.threshold was 0.9, is now 0.8"."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
     elif old != new:
         yield f"{name} was {_shown(old)}, is now {_shown(new)}"
 

@@ -1,4 +1,4 @@
-"""Command-line options that follow from `DecodeConfig`."""
+"""Command-line options that several programs have: `DecodeConfig`'s, and the mesh."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from r2jax.decode_config import DecodeConfig, Task
+from r2jax.sharding import MESH_AXES, make_mesh
 
 PRESETS = ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
 
@@ -38,6 +41,11 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         help="with --preset r2: the paper's thresholds for this task and the checkpoint's family "
         "(Table 8)",
     )
+    add_fields(group)
+
+
+def add_fields(group: argparse._ActionsContainer) -> None:
+    """One option per field of `DecodeConfig`, without `--preset` and `--task`."""
     hints, texts = typing.get_type_hints(DecodeConfig), _field_docstrings()
     for field in dataclasses.fields(DecodeConfig):
         hint = hints[field.name]
@@ -69,8 +77,7 @@ def decode_config(
     Raises:
       ValueError: from `DecodeConfig`; `--task` with a preset that is not R²'s.
     """
-    names = [field.name for field in dataclasses.fields(DecodeConfig)]
-    chosen = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    chosen = chosen_fields(args)
     if args.task is not None:
         if args.preset != "r2":
             raise ValueError(
@@ -78,6 +85,31 @@ def decode_config(
             )
         chosen |= {"task": args.task, "model_type": model_type}
     return getattr(DecodeConfig, args.preset)(**{**defaults, **chosen})
+
+
+def chosen_fields(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `DecodeConfig` that the command line names."""
+    names = [field.name for field in dataclasses.fields(DecodeConfig)]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def mesh(text: str) -> Mesh:
+    """The mesh that "data=4" or "data=2,tensor=2" names, over all devices.
+
+    Raises:
+      ValueError: another axis, no number, or not as many places as devices.
+    """
+    sizes: dict[str, Any] = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES or not size.isdecimal():
+            raise ValueError(
+                f"--mesh must be AXIS=N,... with axes data, fsdp and tensor, got {text!r}"
+            )
+        if axis in sizes:
+            raise ValueError(f"--mesh names {axis} twice: {text!r}")
+        sizes[axis] = int(size)
+    return make_mesh(**sizes)
 
 
 def dashes(argv: Sequence[str]) -> list[str]:

@@ -6,10 +6,11 @@ programs working on token ids should not pay.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -152,19 +153,26 @@ def _added_to_qwen(directory: Path) -> dict[str, int]:
 
 
 def _tokenizer_class(name: str) -> type[PreTrainedTokenizerFast]:
-    """A class of transformers, without the notice that PyTorch, which tokenizers do not need, is
+    """A class of transformers."""
+    with no_advice():
+        import transformers
+    return getattr(transformers, name)
+
+
+@contextlib.contextmanager
+def no_advice() -> Iterator[None]:
+    """Import transformers without its notice that PyTorch, which tokenizers do not need, is
     missing."""
     switch = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(switch)
     os.environ[switch] = "1"
     try:
-        import transformers
+        yield
     finally:
         if before is None:
             del os.environ[switch]
         else:
             os.environ[switch] = before
-    return getattr(transformers, name)
 
 
 def generation_defaults(source: str | os.PathLike[str]) -> dict[str, Any]:
