@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval import paired
+from eval import paired, results_file
 from r2jax.cli import Parser, check_output, run, write_json
 
 Result = dict[str, Any]
@@ -29,26 +28,6 @@ MEASURES: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 """Of a sample of a result file, beside its score."""
 CIRCUMSTANCES = ("task", "model", "prompt", "strategy", "decode", "seed", "counting")
-
-
-def read(path: str) -> Result:
-    """A result file.
-
-    Raises:
-      ValueError: it is none, or names a problem twice.
-      OSError: it cannot be read.
-    """
-    try:
-        result = json.loads(Path(path).read_text(encoding="utf-8"))
-        if result["r2jax evaluation"] != 1:
-            raise ValueError
-        ids = [sample["id"] for sample in result["samples"]]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no result file of eval (version 1)") from None
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if ids.count(i) > 1)
-        raise ValueError(f"{path}: problem {twice!r} is there twice")
-    return result
 
 
 def pairs(
@@ -204,11 +183,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", help="the same as JSON")
     args = parser.parse_args(argv)
     check_output(args.output)
-    first = read(args.first)
+    first = results_file.read(args.first)
     comparisons = [
         compare(
             first,
-            read(other),
+            results_file.read(other),
             (args.first, other),
             common=args.common,
             other_prompts=args.other_prompts,

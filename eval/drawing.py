@@ -24,7 +24,7 @@ THEMES = {
 # From Okabe and Ito's palette, told apart with every kind of colour vision; legible on both pages.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = "osD^vP"
-RULES = {
+LABELS = {
     "r2": "R²",
     "fast_dllm": "Fast-dLLM",
     "vanilla": "vanilla",

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 
 from eval.bench_table import COMPILED_HEADER, HEADER, compiled_cells, further, markdown
 from eval.bench_table import cells as row_cells
-from eval.drawing import COLORS, MARKERS, RULES, in_both_themes, plain, title
+from eval.drawing import COLORS, LABELS, MARKERS, in_both_themes, plain, title
 from r2jax.cli import Parser, run
 from r2jax.quantize import DTYPES
 
@@ -71,7 +71,7 @@ def draw_programs(rows: list[Row], axes: Axes) -> str | None:
 
     def label(program: str, row: Row) -> str:
         rules = row["settings"]["rules"]
-        return f"{program}, {RULES.get(rules, rules)}"
+        return f"{program}, {LABELS.get(rules, rules)}"
 
     bars = {
         label(programs[name], row): r["ms_per_nfe"]
@@ -175,7 +175,7 @@ def draw_lengths(rows: list[Row], axes: Axes) -> str | None:
         highest[x] = max(highest[x], row["seconds"])
     for i, each in enumerate(series):
         s = each[0]["settings"]
-        label = f"{RULES[s['rules']]}, cache {s['cache']}"
+        label = f"{LABELS[s['rules']]}, cache {s['cache']}"
         label += f", window {s['window_size']}" if s["window_size"] is not None else ""
         xs = [r["settings"]["gen_length"] for r in each]
         ys = [r["seconds"] for r in each]

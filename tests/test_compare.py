@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given
 from scipy import stats
 
-from eval import compare, paired
+from eval import compare, paired, results_file
 from r2jax import DecodeConfig
 from r2jax.cli import run
 
@@ -32,9 +33,8 @@ def sample(i: int, correct: float, nfe: int) -> dict[str, Any]:
 
 
 def result(scores: list[float], nfe: list[int], **decode: Any) -> dict[str, Any]:
-    """A result file, as far as a comparison reads it."""
+    """A result file."""
     samples = [sample(i, s, n) for i, (s, n) in enumerate(zip(scores, nfe, strict=True))]
-    accuracy = float(np.mean(scores))
     return {
         "r2jax evaluation": 1,
         "task": {"name": "gsm8k", "num_fewshot": 5, "source": "here", "problems": len(scores),
@@ -43,10 +43,11 @@ def result(scores: list[float], nfe: list[int], **decode: Any) -> dict[str, Any]
                   "dtype": "bfloat16", "quantize": None},
         "prompt": {"chat_template": True, "truncated": 0, "longest": 80},
         "strategy": "r2",
-        "decode": vars(DecodeConfig(**decode)),
+        "decode": dataclasses.asdict(DecodeConfig(**decode)),
         "seed": 0,
         "counting": {"tokens": "before EOS", "nfe": "of the row"},
-        "metrics": {"accuracy": {"value": accuracy, "standard_error": 0.1}},
+        "metrics": {"accuracy": results_file.metric(scores)},
+        "means": results_file.means(samples),
         "speed": {"seconds": 1.0, "compile_seconds": 2.0, "batch_size": 4,
                   "tokens_per_second": 9.0},
         "environment": {"device": {"kind": "cpu", "platform": "cpu", "count": 1},
@@ -203,7 +204,7 @@ def test_the_command_compares_each_to_the_first(tmp_path: Path, capsys):
     paths = []
     for name, content in (("a", A), ("b", B), ("c", result([1] * 6, [40] * 6, threshold=0.5))):
         paths.append(str(tmp_path / f"{name}.json"))
-        Path(paths[-1]).write_text(json.dumps(content))
+        results_file.write(paths[-1], content)
     output = tmp_path / "out.json"
     assert run("program", lambda: compare.main([*paths, "--output", str(output)])) == 0
     out = capsys.readouterr().out
@@ -217,13 +218,13 @@ def test_the_command_compares_each_to_the_first(tmp_path: Path, capsys):
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys):
     good, bad, twice = (tmp_path / f"{name}.json" for name in ("good", "bad", "twice"))
-    good.write_text(json.dumps(A))
+    results_file.write(good, A)
     bad.write_text('{"results": []}')
     twice.write_text(json.dumps(changed(_2={"id": "1"})))
     for words, message in (
         ([good, tmp_path / "none.json"], "none.json"),
         ([good, bad], "bad.json"),
-        ([good, twice], "twice"),
+        ([good, twice], "an id stands twice"),
         ([good, good, "--output", "/nowhere/x.json"], "no such directory"),
     ):
         assert run("program", lambda words=words: compare.main(list(map(str, words)))) == 2

@@ -6,6 +6,9 @@ import csv
 import dataclasses
 import itertools
 import json
+import logging
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,23 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from eval import compare
+from eval import results_file
 from eval.drawing import direct_labels
+from eval.presets import STRATEGIES
+from eval.results_file import RULES
 from eval.sweeps import __main__ as sweeps
-from eval.sweeps import pictures, points, run, summary
+from eval.sweeps import pictures, points, summary
 from r2jax import DecodeConfig
 from r2jax.cli import run as run_program
+from r2jax.journal import Journal
 from tests import tiny_checkpoint as tiny
 
-OPTIONS = points.Options({"gen_length": 64, "block_length": 32}, points.STRATEGIES, None)
+
+def make(strategy: str, /, **changes: Any) -> DecodeConfig:
+    return getattr(DecodeConfig, strategy)(**{"gen_length": 64, "block_length": 32, **changes})
+
+
+OPTIONS = points.Options(make, STRATEGIES, None)
 
 
 def changes(config: DecodeConfig, other: DecodeConfig) -> dict[str, Any]:
@@ -35,7 +46,7 @@ def changes(config: DecodeConfig, other: DecodeConfig) -> dict[str, Any]:
 
 def test_thresholds_change_one_number_each():
     found = points.thresholds(dataclasses.replace(OPTIONS, values=[0.7, 0.3]))
-    r2, fast = (points.preset(name, OPTIONS.base) for name in ("r2", "fast_dllm"))
+    r2, fast = make("r2"), make("fast_dllm")
     assert [(p.name, changes(fast if i < 2 else r2, p.config)) for i, p in enumerate(found)] == [
         ("Fast-dLLM, threshold 0.3", {"threshold": 0.3}),
         ("Fast-dLLM, threshold 0.7", {"threshold": 0.7}),
@@ -48,7 +59,7 @@ def test_thresholds_change_one_number_each():
 
 def test_ablation_switches_rule_by_rule():
     found = points.ablation(OPTIONS)
-    r2 = points.preset("r2", OPTIONS.base)
+    r2 = make("r2")
     no_window, no_runs, no_streaks = (
         {"confidence_cluster_size": None}, {"token_cluster": None}, {"temporal_steps": None}
     )  # fmt: skip
@@ -86,7 +97,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--checkpoint", str(checkpoint), "--problems", str(problems), "--batch-size", "2"]
 
 
-VALUES = ["--values", "0.0", "0.9", "--output"]
+VALUES = ["--values", "0.0", "0.9", "--output-dir"]
 
 
 def measured(path: Path) -> dict[str, Any]:
@@ -98,33 +109,58 @@ def measured(path: Path) -> dict[str, Any]:
     return content
 
 
+class Compiled(logging.Handler):
+    """Names of the programs that JAX says it compiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := re.match(r"Compiling jit\((.*?)\)", record.getMessage()):
+            self.names.append(found[1])
+
+
 @pytest.fixture(scope="module")
-def swept(inputs: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished sweep over thresholds."""
+def compiled() -> Iterator[Compiled]:
+    """From here to the module's end."""
+    handler = Compiled()
+    logging.getLogger("jax").addHandler(handler)
+    jax.clear_caches()  # other modules decode the same shapes
+    with jax.log_compiles():
+        yield handler
+    logging.getLogger("jax").removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def swept(
+    inputs: list[str], compiled: Compiled, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """A finished sweep over thresholds, and the programs it compiled."""
     directory = tmp_path_factory.mktemp("swept") / "out"
     sweeps.main(["thresholds", *inputs, *VALUES, str(directory)])
-    return directory
+    return directory, list(compiled.names)
 
 
-def test_a_sweep_over_thresholds_compiles_two_programs(
-    inputs: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    jax.clear_caches()
-    with jax.log_compiles():
-        sweeps.main(["thresholds", *inputs, "--values", "0.1", "0.5", "0.9", "--output",
-                     str(tmp_path)])  # fmt: skip
-    programs = [r for r in caplog.records if r.message.startswith("Compiling jit(decode)")]
-    assert len(programs) == 2  # R²'s, Fast-dLLM's
-    assert len(list((tmp_path / "points").iterdir())) == 9
+@pytest.fixture
+def finished(swept: tuple[Path, list[str]]) -> Path:
+    """Of the sweep its directory."""
+    return swept[0]
 
 
-def test_every_number_of_a_sweep_follows_from_its_result_files(swept: Path):
-    content = json.loads((swept / "thresholds.json").read_text())
+def test_a_sweep_over_thresholds_compiles_two_programs(swept: tuple[Path, list[str]]):
+    directory, programs = swept
+    assert programs.count("decode") == 2  # R²'s, Fast-dLLM's
+    assert len(list((directory / "points").iterdir())) == 6
+
+
+def test_every_number_of_a_sweep_follows_from_its_result_files(finished: Path):
+    content = json.loads((finished / "thresholds.json").read_text())
     assert [row["name"] for row in content["points"]][:3] == [
         "Fast-dLLM, threshold 0", "Fast-dLLM, threshold 0.9", "R², τ_s 0"
     ]  # fmt: skip
     for row in content["points"]:
-        result = compare.read(str(swept / "points" / row["file"]))
+        result = results_file.read(finished / "points" / row["file"])
         samples = result["samples"]
         assert [s["id"] for s in samples] == ["0", "1", "2"] and row["problems"] == 3
         nfe = np.array([s["nfe"] for s in samples])
@@ -132,7 +168,7 @@ def test_every_number_of_a_sweep_follows_from_its_result_files(swept: Path):
         assert row["nfe_standard_error"] == pytest.approx(nfe.std(ddof=1) / 3**0.5)
         assert row["accuracy"] == np.mean([s["correct"] for s in samples])
         assert row["nfe"] == pytest.approx(row["refreshes"] + row["block_steps"])
-        assert row["actual"]["total"] == sum(row["actual"][rule] for rule in run.COUNTS)
+        assert row["actual"]["total"] == sum(row["actual"][rule] for rule in RULES)
         assert row["decode"] == result["decode"] and DecodeConfig(**row["decode"])
         assert row["decode"]["eos_id"] == [0, 5] and row["decode"]["gen_length"] == 16
         if row["strategy"] == "fast_dllm":
@@ -141,9 +177,9 @@ def test_every_number_of_a_sweep_follows_from_its_result_files(swept: Path):
     assert fast[0] == 2 < fast[1]  # at threshold 0 the refresh of each of two blocks does it all
 
 
-def test_the_csv_holds_what_the_json_holds(swept: Path):
-    content = json.loads((swept / "thresholds.json").read_text())
-    with (swept / "thresholds.csv").open(newline="", encoding="utf-8") as file:
+def test_the_csv_holds_what_the_json_holds(finished: Path):
+    content = json.loads((finished / "thresholds.json").read_text())
+    with (finished / "thresholds.csv").open(newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == 6
     for line, row in zip(lines, content["points"], strict=True):
@@ -152,10 +188,10 @@ def test_the_csv_holds_what_the_json_holds(swept: Path):
 
 
 def test_a_killed_sweep_goes_on_where_it_was(
-    inputs: list[str], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    inputs: list[str], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     """Killed in the middle of the second configuration, after one of its two batches."""
-    append = run.Journal.append
+    append = Journal.append
     calls = itertools.count(1)
 
     def killed(journal: Any, records: Any) -> None:
@@ -165,46 +201,46 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
     words = ["thresholds", *inputs, *VALUES, str(tmp_path / "out")]
     with monkeypatch.context() as patch:
-        patch.setattr(run.Journal, "append", killed)
+        patch.setattr(Journal, "append", killed)
         assert run_program("program", lambda: sweeps.main(words)) == 130
-    assert "2 of 3 answers of this configuration are kept" in capsys.readouterr().err
+    assert "2 of 3 answers are kept" in capsys.readouterr().err
     assert not (tmp_path / "out/thresholds.json").exists()
 
     kept: list[int] = []
     monkeypatch.setattr(
-        run.Journal,
+        Journal,
         "append",
         lambda journal, records: (kept.append(len(records)), append(journal, records))[1],
     )
     sweeps.main(words)
     assert kept == [1] + 4 * [2, 1]
-    assert measured(tmp_path / "out/thresholds.json") == measured(swept / "thresholds.json")
-    names = sorted(p.name for p in (swept / "points").iterdir())
+    assert measured(tmp_path / "out/thresholds.json") == measured(finished / "thresholds.json")
+    names = sorted(p.name for p in (finished / "points").iterdir())
     assert sorted(p.name for p in (tmp_path / "out/points").iterdir()) == names
 
 
 def test_what_another_sweep_has_measured_is_not_decoded_again(
-    inputs: list[str], swept: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: list[str], finished: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*args: Any) -> None:
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(run.Journal, "append", fail)
-    words = [*inputs, "--output", str(swept)]
+    monkeypatch.setattr(Journal, "append", fail)
+    words = [*inputs, "--output-dir", str(finished)]
     sweeps.main(["strategies", *words, "--strategies", "fast_dllm"])
-    (row,) = json.loads((swept / "strategies.json").read_text())["points"]
-    others = json.loads((swept / "thresholds.json").read_text())["points"]
+    (row,) = json.loads((finished / "strategies.json").read_text())["points"]
+    others = json.loads((finished / "thresholds.json").read_text())["points"]
     assert row["file"] == others[1]["file"]
     with pytest.raises(AssertionError, match="decoded again"):
         sweeps.main(["strategies", *words, "--strategies", "vanilla"])
 
 
 def test_strategies_are_drawn_from_result_files_of_the_harness(
-    inputs: list[str], swept: Path, tmp_path: Path, capsys
+    inputs: list[str], finished: Path, tmp_path: Path, capsys
 ):
-    rows = json.loads((swept / "thresholds.json").read_text())["points"]
-    files = [str(swept / "points" / rows[i]["file"]) for i in (1, 3)]  # Fast-dLLM, R²
-    words = ["--output", str(tmp_path / "out"), "--results"]
+    rows = json.loads((finished / "thresholds.json").read_text())["points"]
+    files = [str(finished / "points" / rows[i]["file"]) for i in (1, 3)]  # Fast-dLLM, R²
+    words = ["--output-dir", str(tmp_path / "out"), "--results"]
     sweeps.main(["strategies", *words, *files])
     content = json.loads((tmp_path / "out/strategies.json").read_text())
     assert [row["name"] for row in content["points"]] == ["Fast-dLLM", "R²"]
@@ -224,26 +260,26 @@ def test_strategies_are_drawn_from_result_files_of_the_harness(
         assert message in capsys.readouterr().err
 
 
-def test_another_models_sweep_is_not_overwritten(inputs: list[str], swept: Path, capsys):
-    words = ["thresholds", *inputs, *VALUES, str(swept), "--raw", "--limit", "2"]
-    before = (swept / "thresholds.json").read_bytes()
+def test_another_models_sweep_is_not_overwritten(inputs: list[str], finished: Path, capsys):
+    words = ["thresholds", *inputs, *VALUES, str(finished), "--raw", "--limit", "2"]
+    before = (finished / "thresholds.json").read_bytes()
     assert run_program("program", lambda: sweeps.main(words)) == 2
     error = capsys.readouterr().err
     assert "prompt.chat_template was true, is now false" in error
     assert "task.problems was 3, is now 2" in error
-    assert (swept / "thresholds.json").read_bytes() == before
+    assert (finished / "thresholds.json").read_bytes() == before
 
 
-def test_pictures_are_drawn_again_from_the_numbers_alone(swept: Path, tmp_path: Path):
-    (tmp_path / "thresholds.json").write_bytes((swept / "thresholds.json").read_bytes())
-    sweeps.main(["thresholds", "--output", str(tmp_path), "--plot-only"])
+def test_pictures_are_drawn_again_from_the_numbers_alone(finished: Path, tmp_path: Path):
+    (tmp_path / "thresholds.json").write_bytes((finished / "thresholds.json").read_bytes())
+    sweeps.main(["thresholds", "--output-dir", str(tmp_path), "--plot-only"])
     names = {p.name for p in tmp_path.iterdir()} - {"thresholds.json"}
     assert names == {
         f"evaluation-thresholds{part}{dark}.{kind}"
         for part in ("", "-tradeoff") for dark in ("", "-dark") for kind in ("png", "svg")
     }  # fmt: skip
     for name in names:
-        assert (tmp_path / name).read_bytes() == (swept / name).read_bytes()
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
         if name.endswith(".png"):
             corner = matplotlib.image.imread(tmp_path / name)[0, 0]
             assert (corner[:3].mean() < 0.2) == ("-dark" in name)
@@ -254,7 +290,7 @@ def made_up(kind: str) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     rows = []
     for point in points.KINDS[kind](OPTIONS):
-        names = (*run.COUNTS, "total")
+        names = (*RULES, "total")
         counts = {name: float(x) for name, x in zip(names, rng.uniform(1, 50, 4), strict=True)}
         rows.append({
             "name": point.name, "series": point.series, "label": point.label, "x": point.x,
@@ -343,7 +379,7 @@ def test_the_ablation_shows_nfe_and_paired_differences():
 
 def test_the_events_are_all_there():
     content, figure = painted("events")
-    for axes, rule in zip(figure.axes, (*run.COUNTS, "total"), strict=True):
+    for axes, rule in zip(figure.axes, (*RULES, "total"), strict=True):
         wanted = [row["potential"][rule] for row in content["points"]]
         wanted += [content["points"][-1]["actual"][rule]]  # R² alone applies its rules
         assert widths(axes) == pytest.approx(wanted)
@@ -371,10 +407,10 @@ def test_labels_of_near_points_do_not_cover_each_other():
         ("lengths --problems {problems} --values 12", "multiple of block_length"),
         ("thresholds --problems {problems} --values 1.5", "threshold must be a number between"),
         ("strategies --problems {problems} --limit 0", "must be at least 1"),
-        ("strategies --problems {problems} --limit 1", "at least two problems"),
-        ("strategies --problems {bad}", "bad.jsonl, line 2: answer must hold a number"),
+        ("strategies --problems {problems} --limit 1", "a sweep needs two problems"),
+        ("strategies --problems {bad}", "bad.jsonl, problem 2: the answer must hold a number"),
         ("strategies --problems {problems} --gen-length 256", "no room for a prompt"),
-        ("strategies", "--problems is needed"),
+        ("strategies", "--task (or --problems) is needed"),
         ("strategies --plot-only", "strategies.json"),
     ],
 )
@@ -382,7 +418,7 @@ def test_a_mistake_is_one_line(words: str, message: str, inputs: list[str], tmp_
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "none"}\n')
     filled = words.format(problems=inputs[3], bad=bad).split()
-    filled += ["--checkpoint", inputs[1], "--output", str(tmp_path / "out")]
+    filled += ["--checkpoint", inputs[1], "--output-dir", str(tmp_path / "out")]
     assert run_program("program", lambda: sweeps.main(filled)) == 2
     error = capsys.readouterr().err
     assert error.startswith("program: error: ") and message in error and error.count("\n") == 1

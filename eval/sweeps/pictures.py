@@ -15,8 +15,8 @@ from matplotlib.transforms import ScaledTranslation
 
 from eval.drawing import (
     COLORS,
+    LABELS,
     MARKERS,
-    RULES,
     SIZE,
     direct_labels,
     end_labels,
@@ -29,7 +29,7 @@ Summary = dict[str, Any]
 Row = dict[str, Any]
 # A series looks the same in every picture.
 LOOKS = {
-    RULES[name]: i
+    LABELS[name]: i
     for i, name in enumerate(("r2", "fast_dllm", "local_leap", "streaming", "vanilla"))
 }
 LOOKS |= {TRANSFER: 1, SPATIAL: 0, TEMPORAL: 3}

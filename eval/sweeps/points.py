@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from eval.drawing import RULES
+from eval.drawing import LABELS
 from r2jax.decode_config import DecodeConfig
 
-STRATEGIES = ("vanilla", "fast_dllm", "local_leap", "streaming", "r2")
 VALUES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 TRANSFER, SPATIAL, TEMPORAL = "Fast-dLLM, threshold", "R², τ_s", "R², τ_t"
 SINGLE = ("confidence cluster", "token cluster", "temporal")
@@ -33,12 +32,18 @@ class Point:
         return self.label if self.x is None else f"{self.series} {self.label}"
 
 
+class Make(Protocol):
+    """The configuration of a strategy."""
+
+    def __call__(self, strategy: str, /, **changes: Any) -> DecodeConfig: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What the command line leaves open."""
 
-    base: dict[str, Any]
-    """Of every configuration: lengths, EOS, the paper's thresholds of a task."""
+    make: Make
+    """A strategy's configuration with some options changed, all others being those of the call."""
     strategies: Sequence[str]
     values: Sequence[float] | None
 
@@ -46,8 +51,7 @@ class Options:
 def strategies(options: Options) -> list[Point]:
     """Every strategy (figure 1, table 9)."""
     return [
-        Point(RULES[name], RULES[name], name, preset(name, options.base))
-        for name in options.strategies
+        Point(LABELS[name], LABELS[name], name, options.make(name)) for name in options.strategies
     ]
 
 
@@ -55,7 +59,7 @@ def thresholds(options: Options) -> list[Point]:
     """R²'s two thresholds, each with the other as it is, and Fast-dLLM's (figure 7)."""
     values = sorted(options.values or VALUES)
     return [
-        Point(series, f"{value:g}", name, preset(name, {**options.base, field: value}), value)
+        Point(series, f"{value:g}", name, options.make(name, **{field: value}), value)
         for series, name, field in (
             (TRANSFER, "fast_dllm", "threshold"),
             (SPATIAL, "r2", "spatial_threshold"),
@@ -71,18 +75,12 @@ def lengths(options: Options) -> list[Point]:
     Raises:
       ValueError: a length is no whole number.
     """
-    own = preset("r2", options.base).gen_length
+    own = options.make("r2").gen_length
     values = options.values or [own / 2, own, 2 * own]
     if bad := [value for value in values if value != int(value)]:
         raise ValueError(f"--values: a length is a whole number of tokens, not {bad[0]:g}")
     return [
-        Point(
-            RULES[name],
-            f"{value:g}",
-            name,
-            preset(name, {**options.base, "gen_length": int(value)}),
-            value,
-        )
+        Point(LABELS[name], f"{value:g}", name, options.make(name, gen_length=int(value)), value)
         for name in options.strategies
         for value in sorted(values)
     ]
@@ -102,9 +100,9 @@ def ablation(options: Options) -> list[Point]:
 
     def only(field: str, **variant: Any) -> DecodeConfig:
         rest = {name: value for name, value in off.items() if name != field}
-        return preset("r2", {**options.base, **rest, **variant})
+        return options.make("r2", **rest, **variant)
 
-    none, every = preset("fast_dllm", options.base), preset("r2", options.base)
+    none, every = options.make("fast_dllm"), options.make("r2")
     rules = ["Fast-dLLM (no rule)", *(f"{name} alone" for name in SINGLE), "R² (all three)"]
     singles = [only(field) for field in off]
     found = [
@@ -129,11 +127,6 @@ _SAID = {
     "max": "maximum",
     "last": "last",
 }
-
-
-def preset(name: str, options: dict[str, Any]) -> DecodeConfig:
-    """A strategy's configuration."""
-    return getattr(DecodeConfig, name)(**options)
 
 
 KINDS: dict[str, Callable[[Options], list[Point]]] = {

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval import compare, paired
-from eval.drawing import RULES
+from eval import compare, paired, results_file
+from eval.drawing import LABELS
+from eval.results_file import RULES
 from eval.sweeps.points import REFERENCE, Point
-from eval.sweeps.run import COUNTS
 from r2jax.decode_config import DecodeConfig
 
 Row = dict[str, Any]
@@ -37,7 +37,7 @@ def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], command
       What all points share, and a row for each: accuracy, NFE and counts (with standard errors over
       the problems), refreshes, seconds, the whole decode configuration.
     """
-    results = [compare.read(str(path)) for path in paths]
+    results = [results_file.read(path) for path in paths]
     rows = []
     for point, path, result in zip(points, paths, results, strict=True):
         samples = result["samples"]
@@ -56,7 +56,7 @@ def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], command
             **{k: means[k] for k in ("refreshes", "block_steps", "tokens", "actual", "potential")},
             **{
                 f"{kind}_standard_error": {
-                    **{name: standard_error(s[kind][name] for s in samples) for name in COUNTS},
+                    **{name: standard_error(s[kind][name] for s in samples) for name in RULES},
                     "total": standard_error(sum(s[kind].values()) for s in samples),
                 }
                 for kind in ("actual", "potential")
@@ -112,12 +112,12 @@ def points_of(paths: Sequence[Path]) -> list[Point]:
     Raises:
       ValueError: they differ in more than the strategy, or two are of the same.
     """
-    results = [compare.read(str(path)) for path in paths]
+    results = [results_file.read(path) for path in paths]
     for path, result in zip(paths, results, strict=True):
         if result["decode"] is None:
             raise ValueError(f"{path}: its answers were scored, not decoded")
-        if (name := result["strategy"]) not in RULES:
-            raise ValueError(f"{path}: strategy must be one of {', '.join(RULES)}, got {name!r}")
+        if (name := result["strategy"]) not in LABELS:
+            raise ValueError(f"{path}: strategy must be one of {', '.join(LABELS)}, got {name!r}")
         for shared in SHARED:
             changes = list(compare.differences(results[0][shared], result[shared], shared))
             if changes:
@@ -128,7 +128,7 @@ def points_of(paths: Sequence[Path]) -> list[Point]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"--results: two files are of the strategy {twice}")
     return [
-        Point(RULES[name], RULES[name], name, DecodeConfig(**result["decode"]))
+        Point(LABELS[name], LABELS[name], name, DecodeConfig(**result["decode"]))
         for name, result in zip(names, results, strict=True)
     ]
 
