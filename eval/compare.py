@@ -136,7 +136,9 @@ def _metric(
 def show(comparison: Result, console: Console) -> None:
     """Print a comparison."""
     first, second = comparison["files"]
-    table = Table("", "A", "B", "B - A", "95 % interval", title=Text(f"A {first}   B {second}"))
+    for letter, path in zip("AB", (first, second), strict=True):
+        console.print(f"{letter} {path}", highlight=False, markup=False, soft_wrap=True)
+    table = Table("", "A", "B", "B - A", "95 % interval")
     for name, m in comparison["metrics"].items():
         scale, digits = (100, 1) if name == "accuracy" else (1, 2)
         a, b, change, low, high = (

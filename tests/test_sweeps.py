@@ -24,7 +24,7 @@ from eval.drawing import direct_labels
 from eval.presets import STRATEGIES
 from eval.results_file import RULES
 from eval.sweeps import __main__ as sweeps
-from eval.sweeps import pictures, points, summary
+from eval.sweeps import parts, pictures, points, summary
 from r2jax import DecodeConfig
 from r2jax.cli import run as run_program
 from r2jax.journal import Journal
@@ -253,6 +253,7 @@ def test_strategies_are_drawn_from_result_files_of_the_harness(
     for kind, results, message in (
         ("strategies", [files[0], str(tmp_path / "other.json")], "model.digest"),
         ("strategies", [files[0], files[0]], "two files are of the strategy fast_dllm"),
+        ("strategies", [str(tmp_path / "other.json")], "model.digest was"),  # than the last
         ("lengths", files, "not lengths"),
     ):
         call = [kind, *words, *results]
@@ -350,7 +351,7 @@ def test_the_picture_of_strategies_shows_each_with_its_errors():
 def test_the_panels_show_every_series(kind: str, field: str):
     content, figure = painted(kind)
     drawn: Any = figure.axes[field == "nfe"].containers
-    for container, rows in zip(drawn, pictures.series(content).values(), strict=True):
+    for container, rows in zip(drawn, parts.series(content).values(), strict=True):
         scale = 100 if field == "accuracy" else 1
         x, y = (np.asarray(data, float) for data in container.lines[0].get_data())
         np.testing.assert_allclose(x, [row["x"] for row in rows])
@@ -360,7 +361,7 @@ def test_the_panels_show_every_series(kind: str, field: str):
 def test_along_each_threshold_every_point_has_its_value():
     content, figure = painted("thresholds", 1)
     assert set(curves(figure.axes[0])) == {
-        tuple(row["nfe"] for row in rows) for rows in pictures.series(content).values()
+        tuple(row["nfe"] for row in rows) for rows in parts.series(content).values()
     }
     shown = [text for text in texts(figure) if text in {f"{v:g}" for v in points.VALUES}]
     assert sorted(shown) == sorted(row["label"] for row in content["points"])

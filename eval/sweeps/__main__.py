@@ -30,7 +30,7 @@ from eval import harness, presets
 from eval.sweeps.pictures import draw
 from eval.sweeps.points import KINDS, VALUES, Options, Point, strategies
 from eval.sweeps.run import Bench, run_points
-from eval.sweeps.summary import points_of, read, show, summarise, write_csv
+from eval.sweeps.summary import points_of, read, shared, show, summarise, write_csv
 from r2jax import options
 from r2jax.cli import Parser, run, write_json
 from r2jax.decode_config import DecodeConfig
@@ -146,6 +146,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise ValueError(f"--results draws strategies or events, not {args.kind}")
             paths = [Path(result) for result in args.results]
             points = points_of(paths)
+            if path.exists():
+                check_same(path, shared(paths[0]))
         else:
             points, paths = measure(args, command)
         directory.mkdir(exist_ok=True)

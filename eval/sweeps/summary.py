@@ -76,18 +76,26 @@ def summarise(kind: str, points: Sequence[Point], paths: Sequence[Path], command
                 "mcnemar": comparison["mcnemar"],
             }
         rows.append(row)
+    common = shared(paths[0])
     return {
         "r2jax sweep": 1,
         "kind": kind,
-        **{k: results[0][k] for k in SHARED},
+        **common,
         "environment": {
-            **{k: results[0]["environment"][k] for k in ("device", "versions")},
+            **common["environment"],
             "date": max(result["environment"]["date"] for result in results),
             "command": command,
         },
         "confidence": paired.LEVEL,
         "points": rows,
     }
+
+
+def shared(path: Path) -> Row:
+    """The circumstances of a result file that all points of a sweep have in common."""
+    result = results_file.read(path)
+    environment = {k: result["environment"][k] for k in ("device", "versions")}
+    return {**{k: result[k] for k in SHARED}, "environment": environment}
 
 
 def read(path: Path) -> dict[str, Any]:
