@@ -27,6 +27,12 @@ COUNTED = {
     "scored": "tokens of the given answers",
 }
 
+FORWARDS = {
+    "llada": "forwards that the row needed: refreshes (full passes) and block steps",
+    "Dream": "forwards that the row needed: refreshes (full passes), which Dream's own program "
+    "does not count, and block steps",
+}
+
 
 class Answer(NamedTuple):
     """What an evaluator sees of a generation."""

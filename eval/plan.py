@@ -142,7 +142,7 @@ def plans(
                 "tokens": answers.COUNTED[_counted(task, source, chat)],
                 "nfe": f"{args.mc_num} Monte-Carlo samples of each given answer"
                 if task.scored
-                else "forwards that the row needed: refreshes (full passes) and block steps",
+                else answers.FORWARDS[source.config.model_type],
             },
         }
         yield Plan(

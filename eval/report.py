@@ -16,6 +16,8 @@ from eval import results_file
 from eval.device import describe
 from eval.lm_tasks import EvalTask
 
+_GRADERS = ("lm_eval", "math-verify")
+
 
 def sha256(text: str) -> str:
     """Of a prompt."""
@@ -27,7 +29,7 @@ def environment(mesh: str | None, command: str) -> dict[str, Any]:
     here = describe()
     return {
         "device": {**here["device"], "count": len(jax.devices()) if mesh else 1},
-        "versions": {**here["versions"], "lm_eval": version("lm_eval")},
+        "versions": {**here["versions"], **{name: version(name) for name in _GRADERS}},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
     }

@@ -38,6 +38,7 @@ _TEXT = {"type": "string"}
 _NUMBER = {"type": "number", "minimum": 0}
 _COUNT = {"type": "integer", "minimum": 0}
 _MAYBE_TEXT = {"type": ["string", "null"]}
+_METRIC = _object(value={"type": "number"}, standard_error=_NUMBER)
 
 SCHEMA: dict[str, Any] = _object(
     **{
@@ -65,10 +66,7 @@ SCHEMA: dict[str, Any] = _object(
         "decode": {"type": ["object", "null"]},  # null: answers were scored, not decoded
         "seed": _COUNT,
         "counting": _object(tokens=_TEXT, nfe=_TEXT),
-        "metrics": {
-            **_object(accuracy={}),
-            "additionalProperties": _object(value={"type": "number"}, standard_error=_NUMBER),
-        },
+        "metrics": {**_object(accuracy=_METRIC), "additionalProperties": _METRIC},
         "means": _object(
             nfe=_NUMBER,
             refreshes=_NUMBER,

@@ -86,6 +86,17 @@ def test_killed_between_the_last_two_steps(tmp_path):
     assert path.read_bytes() == want and not journal.partial.exists()
 
 
+def test_records_for_another_final_file(tmp_path):
+    with Journal(tmp_path / "out", SETTINGS, 4) as journal:
+        journal.append({2: "c", 0: "a"})
+        with pytest.raises(ValueError, match="holds 2 of 4 records"):
+            journal.records()
+        journal.append({3: "d", 1: "b"})
+        assert list(journal.records()) == ["a", "b", "c", "d"]
+        journal.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     Journal(tmp_path / "out", SETTINGS, 4).__exit__(None, None, None)
     changed = {"decode": {"threshold": 0.8, "eos_id": [0, 5]}, "seed": 0, "prompts": "cd" * 32}
