@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 
 import jax.monitoring
 from rich.console import Console
@@ -82,6 +83,7 @@ class Meter:
         self._what, self._total, self._before = what, total, done
         self._prompts = self._tokens = self._nfe = 0
         self._seconds = self._compiling = 0.0
+        self._sums: Counter[str] = Counter()
         self._console = Console(stderr=True)
 
     def __enter__(self) -> Meter:
@@ -104,8 +106,19 @@ class Meter:
             self._say(f"{self._what} ...")
         return self
 
-    def add(self, *, prompts: int, tokens: int, nfe: int, seconds: float, compiling: float) -> None:
-        """Count a batch: its prompts, answer tokens, forwards of all rows, and seconds."""
+    def add(
+        self,
+        *,
+        prompts: int,
+        tokens: int,
+        nfe: int,
+        seconds: float,
+        compiling: float,
+        sums: Mapping[str, float] | None = None,
+    ) -> None:
+        """Count a batch: its prompts, answer tokens, forwards of all rows, and seconds; `sums` are
+        over its prompts too, and shown as means by their names."""
+        self._sums.update(sums or {})
         self._prompts += prompts
         self._tokens += tokens
         self._nfe += nfe
@@ -140,6 +153,7 @@ class Meter:
             f"{rate:.3g} prompts/s",
             f"{self._tokens / self._seconds:,.0f} tokens/s",
             f"mean NFE {self._nfe / self._prompts:.1f}",
+            *(f"mean {name} {value / self._prompts:.3g}" for name, value in self._sums.items()),
         ]
         if self._compiling >= 0.05:
             parts.append(f"{self._compiling:.1f} s compiling")

@@ -1,10 +1,9 @@
-"""Two kernels for narrow passes (a block of a few rows) on NVIDIA GPUs, in Pallas for Triton.
+"""Where our kernels for NVIDIA GPUs apply, and attention's: narrow passes, in Pallas for Triton.
 
 A block step at batch 1 reads all weights for 32 tokens, so memory bandwidth bounds it and whatever
-runs between two reads of weights is lost time. XLA leaves two such gaps worth closing, measured on
-an H200 at LLaDA-8B's sizes: attention with its rotary embedding and cache writes takes seven
-kernels, 25 µs a layer; the gated MLP writes both projections' partial sums to memory before it
-multiplies them, 64 µs a layer instead of 55.
+runs between two reads of weights is lost time. XLA leaves gaps worth closing: attention with its
+rotary embedding and cache writes takes seven kernels there, 25 µs a layer of LLaDA-8B on an H200.
+narrow.py has the others.
 
 `available` and the `fits` functions say where they apply; everywhere else XLA runs the same
 mathematics.
@@ -28,7 +27,7 @@ try:
 except ImportError:  # JAX has announced to drop this backend: then XLA runs everything
     plt = None
 
-# Best of seven tried on an H200, as are the warps and the steps in flight of both kernels.
+# Best of seven tried on an H200, as are the warps and the steps in flight.
 KEYS = 64  # that a program of the attention kernel takes at a time
 PROGRAMS = 128  # of it at batch 1: about one a multiprocessor
 NARROW = (16, 32, 64)  # tokens that the tensor cores' narrow side takes, a power of two
@@ -122,7 +121,8 @@ def block_attention(
 
         def scores(k: tuple[Array, Array]) -> Array:
             first, second = (
-                jnp.dot(a, b.T, preferred_element_type=jnp.float32) for a, b in zip(q, k, strict=True)
+                jnp.dot(a, b.T, preferred_element_type=jnp.float32)
+                for a, b in zip(q, k, strict=True)
             )
             return (first + second) * to_log2
 

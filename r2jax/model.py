@@ -6,9 +6,6 @@ Legend of the shapes:
   D  hidden size                 F  MLP's inner size       V  vocabulary
   N  query heads                 K  key/value heads        h  size of a head
 
-Weights are kept in the orientation of the checkpoint, [out, in]: loading and saving never
-transpose, and it is the orientation that the tensor cores' 8-bit products read.
-
 For decoding, weights that read the same input lie in one matrix (`fused`, see fuse.py): a layer is
 four products instead of seven, and XLA has nothing left to concatenate.
 """
@@ -16,13 +13,13 @@ four products instead of seven, and XLA has nothing left to concatenate.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import Array, lax
+from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
@@ -31,7 +28,8 @@ from r2jax import kernels, narrow
 from r2jax.attention import attend, on_shards, rotary
 from r2jax.cache import Cache, LayerCache
 from r2jax.config import ModelConfig
-from r2jax.quantize import DTYPES, Narrow, Quantization, quantized_product
+from r2jax.modules import Embedding, Linear, RMSNorm, total
+from r2jax.quantize import Narrow, Quantization
 from r2jax.sharding import batch_axes
 
 
@@ -40,122 +38,11 @@ def precision_of(dtype: jnp.dtype) -> str:
     return "highest" if dtype == jnp.float32 else "default"
 
 
-class Linear(nnx.Module):
-    """y = x Wᵀ (+ b), on 8-bit operands where the weight is quantised."""
-
-    def __init__(
-        self,
-        d_in: int,
-        d_out: int,
-        axes: tuple[str, str],
-        *,
-        bias: bool = False,
-        std: float,
-        dtype: DTypeLike,
-        quantize: Quantization | None = None,
-        rngs: nnx.Rngs,
-    ) -> None:
-        weight = std * jax.random.normal(rngs.params(), (d_out, d_in), jnp.float32)
-        stored = DTYPES[quantize] if quantize else dtype
-        self.dtype = np.dtype(dtype)
-        self.weight = nnx.Param(weight.astype(stored), logical_axes=axes)
-        ones = jnp.ones((d_out,), jnp.float32)
-        self.scale = nnx.Param(ones, logical_axes=axes[:1]) if quantize else None
-        self.bias = nnx.Param(jnp.zeros((d_out,), dtype), logical_axes=axes[:1]) if bias else None
-
-    def __call__(self, x: Float[Array, "*b i"] | Narrow) -> Float[Array, "*b o"]:
-        y = total(self.parts(x), self.dtype)
-        return y if self.bias is None else y + self.bias[...]
-
-    def parts(self, x: Float[Array, "*b i"] | Narrow) -> Float[Array, "P *b o"]:
-        """x Wᵀ as parts to be summed: more than one where that is left to the next kernel."""
-        if self.scale is None:
-            return jnp.einsum("...i,oi->...o", x, self.weight[...])[None]
-        weight, scale = self.weight[...], self.scale[...]
-        if isinstance(x, Narrow):
-            return narrow.product(x, weight, scale, self.dtype)
-        return quantized_product(x, weight, scale)[None]
-
-
-def total(parts: Float[Array, "P *b o"], dtype: DTypeLike) -> Float[Array, "*b o"]:
-    """Their sum."""
-    return (parts[0] if len(parts) == 1 else jnp.sum(parts, axis=0)).astype(dtype)
-
-
-class RMSNorm(nnx.Module):
-    """Normalise in float32, cast back, then scale in the model's dtype (LLaDA's order of casts)."""
-
-    def __init__(self, size: int, eps: float, *, dtype: DTypeLike) -> None:
-        self.weight = nnx.Param(jnp.ones((size,), dtype), logical_axes=("embed",))
-        self.eps = eps
-
-    def __call__(self, x: Float[Array, "*b D"]) -> Float[Array, "*b D"]:
-        x32 = x.astype(jnp.float32)
-        scale = lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (x32 * scale).astype(x.dtype) * self.weight[...]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def embed(
-    table: Float[Array, "V D"], tokens: Int[Array, "B S"], frequent: tuple[int, ...]
-) -> Float[Array, "B S D"]:
-    """Rows of `table`. The gradient of the rows in `frequent` is a plain sum, not a scatter.
-
-    About half of a masked-diffusion batch is the mask token (or padding). The gradient of a gather
-    adds all those rows into one, and the additions queue up: 100 ms a step instead of 17 (design.md
-    §4).
-    """
-    return table[tokens]
-
-
-def _embed_fwd(
-    table: Array, tokens: Array, frequent: tuple[int, ...]
-) -> tuple[Array, tuple[Array, Array]]:
-    return table[tokens], (tokens, table)
-
-
-def _embed_bwd(
-    frequent: tuple[int, ...], residual: tuple[Array, Array], grad: Array
-) -> tuple[Array, None]:
-    tokens, table = residual
-    grad = grad.astype(jnp.float32)
-    rest = tokens
-    for token in frequent:
-        rest = jnp.where(tokens == token, len(table), rest)  # out of bounds: dropped by the scatter
-    out = jnp.zeros(table.shape, jnp.float32).at[rest].add(grad, mode="drop")
-    for token in frequent:
-        row = jnp.einsum("bs,bsd->d", (tokens == token).astype(jnp.float32), grad)
-        out = out.at[token].set(row)
-    return out.astype(table.dtype), None
-
-
-embed.defvjp(_embed_fwd, _embed_bwd)
-
-
-class Embedding(nnx.Module):
-    """Token ids -> vectors."""
-
-    def __init__(
-        self,
-        vocab: int,
-        size: int,
-        frequent: Sequence[int],
-        *,
-        dtype: DTypeLike,
-        rngs: nnx.Rngs,
-    ) -> None:
-        weight = 0.02 * jax.random.normal(rngs.params(), (vocab, size), jnp.float32)
-        self.weight = nnx.Param(weight.astype(dtype), logical_axes=("vocab", "embed"))
-        self.frequent = tuple(sorted(set(frequent)))
-
-    def __call__(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S D"]:
-        return embed(self.weight[...], tokens, self.frequent)
-
-
 class Layer(nnx.Module):
     """x + Attention(RMSNorm(x)), then x + MLP(RMSNorm(x)) with a SiLU-gated MLP.
 
-    The last sum is left to the next layer, whose norm reads it.
+    What a branch adds to the residual stream is added where the next norm reads it, so that both
+    can be one kernel; the last branch of a layer is left to the next layer.
     """
 
     def __init__(
@@ -194,7 +81,7 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        branch: Float[Array, "P B S D"] | None,
+        branch: Float[Array, "P B S D"],
         rope: tuple[Float[Array, "B S h"], Float[Array, "B S h"]],
         key_lengths: Int[Array, " B"] | None,
         cache: LayerCache | None,
@@ -202,7 +89,8 @@ class Layer(nnx.Module):
         keep: Int[Array, ""] | int,
         wanted: Callable[[Array], Array] | None = None,
     ) -> tuple[Float[Array, "B W D"], Float[Array, "P B W D"], LayerCache]:
-        """`branch`, in and out, are parts of what is still to be added to x."""
+        """`branch`, in and out: parts of what is still to be added to x. The rest is as in
+        `Transformer.hidden`."""
         eight_bit = self._narrow(x)
         x, y = self._norm(self.attn_norm, x, branch, eight_bit)
         qkv = self._qkv(y)
@@ -226,24 +114,14 @@ class Layer(nnx.Module):
         self,
         norm: RMSNorm,
         x: Float[Array, "B S D"],
-        branch: Float[Array, "P B S D"] | None,
+        branch: Float[Array, "P B S D"],
         eight_bit: np.dtype | None,
     ) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"] | Narrow]:
         """x with its branch added, and the norm of that."""
-        if branch is not None:
-            if self.fused and narrow.fits_tokens(x) and kernels.available():
-                rows = batch_axes(self.mesh, x.shape[0])
-                by_row, parts = PartitionSpec(rows), PartitionSpec(None, rows)
-                run = on_shards(
-                    functools.partial(narrow.residual_norm, eps=norm.eps, dtype=eight_bit),
-                    self.mesh,
-                    (by_row, parts, PartitionSpec()),
-                    (by_row, by_row),
-                )
-                return run(x, branch, norm.weight[...])
-            x = x + total(branch, x.dtype)
-        y = norm(x)
-        return x, _narrowed(y, eight_bit)
+        if eight_bit is not None:
+            return narrow.residual_norm(x, branch, norm.weight[...], norm.eps, eight_bit)
+        x = x + total(branch, x.dtype)
+        return x, norm(x)
 
     def _qkv(self, y: Float[Array, "B S D"] | Narrow) -> Float[Array, "B S K G h"]:
         """By key head: its queries, then its key and its value."""
@@ -263,8 +141,9 @@ class Layer(nnx.Module):
         weight, scale = self.gate_up_proj.weight[...], self.gate_up_proj.scale
         pairs = weight.reshape(-1, 2, weight.shape[-1])
         if isinstance(y, Narrow):
-            return narrow.gated_mlp(y, pairs, scale[...].reshape(-1, 2), self.gate_up_proj.dtype)
-        if narrow.fits_mlp(y.shape, weight, self.mesh) and kernels.available():
+            scale = scale[...].reshape(-1, 2)  # pyright: ignore[reportOptionalSubscript]
+            return narrow.gated_mlp(y, pairs, scale, self.gate_up_proj.dtype)
+        if narrow.fits_mlp(y, weight, self.mesh) and kernels.available():
             rows = PartitionSpec(batch_axes(self.mesh, y.shape[0]))
             run = on_shards(
                 narrow.gated_mlp,
@@ -358,7 +237,8 @@ class Transformer(nnx.Module):
             layer computes no others); None: all.
         """
         with jax.default_matmul_precision(precision_of(self.dtype)):
-            x, branch = self.embed(tokens), None
+            branch = self.embed(tokens)[None]  # the residual stream starts empty
+            x = jnp.zeros_like(branch[0])
             config = self.config
             precise = jnp.float32 if config.rope_full_precision else self.dtype
             rope = rotary(positions, config.head_dim, config.rope_theta, precise)

@@ -1,9 +1,10 @@
-"""Kernels for what lies in and between the products of a layer on NVIDIA GPUs, in Pallas for Triton.
+"""Kernels for a layer's products, and for what lies between those on 8-bit weights.
 
-A block step at batch 1 reads all weights for 32 tokens, and whatever runs between two reads is lost
-time. So a residual sum and the norm behind it are one kernel, gate and up are one with what joins
-them, and with 8-bit weights activations go from kernel to kernel in 8 bits (`Narrow`), where XLA
-needs 13 small kernels a layer.
+For narrow passes on NVIDIA GPUs, in Pallas for Triton. A block step at batch 1 reads all weights
+for 32 tokens, and whatever runs between two reads is lost time: gate and up are one kernel with
+what joins them (XLA writes both products to memory: 64 µs a layer of LLaDA-8B on an H200 instead of
+55). With 8-bit weights activations go from kernel to kernel in 8 bits (`Narrow`), and a residual
+sum, the norm behind it and its rounding are one kernel: 100 µs a layer on int8, 130 without.
 
 `kernels.available` and the `fits` functions say where they apply; everywhere else XLA runs the same
 mathematics.
@@ -27,18 +28,14 @@ from jaxtyping import Float, Shaped
 from r2jax.kernels import NARROW, PROGRAMS, plt
 from r2jax.quantize import SMALLEST, TOP, Narrow, sums_of
 
-# Of each weight, what a program takes per step, best of six tried on an H200 (16-bit) and of ...
+# What a program takes of each weight per step, best of six tried on an H200 for 16-bit weights,
+# of eight for 8-bit ones. (On weights widened to 16 bits in front of the tensor cores the gated MLP
+# took 48 µs at best, on 8-bit activations 29; with a scale for every 64 or 128 features of a token
+# a layer took 193 and 130 µs, since the sums then leave the tensor cores at every step.)
 ROWS, COLUMNS = 128, 64
 NARROW_ROWS, NARROW_COLUMNS = 64, 128
+NARROW_STAGES = 4  # steps in flight
 MOST_CHUNKS = 40  # of a token's features, held in registers at once
-NARROW_STAGES = 4
-
-
-def fits_tokens(x: Array) -> bool:
-    """Whether `residual_norm` and `quantize_tokens` take activations [..., D]."""
-    features = x.shape[-1]
-    whole = features // _chunk(features) <= MOST_CHUNKS and features % 8 == 0
-    return whole and x.dtype in (jnp.bfloat16, jnp.float16)
 
 
 def fits_products(x: Array, weights: Sequence[Array]) -> bool:
@@ -60,15 +57,15 @@ def fits_products(x: Array, weights: Sequence[Array]) -> bool:
     )
 
 
-def fits_mlp(x_shape: tuple[int, ...], weight: Array, mesh: Mesh | None) -> bool:
+def fits_mlp(x: Array, weight: Array, mesh: Mesh | None) -> bool:
     """Whether `gated_mlp` takes activations [B, S, D] and fused 16-bit weights [2 F, D], by
     device."""
     rows, tensor = 1, 1
     if mesh is not None:
         rows, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
-    batch = x_shape[0] // rows if x_shape[0] % rows == 0 else x_shape[0]
+    batch = x.shape[0] // rows if x.shape[0] % rows == 0 else x.shape[0]
     return (
-        batch * x_shape[1] in NARROW
+        batch * x.shape[1] in NARROW
         and weight.dtype in (jnp.bfloat16, jnp.float16)
         and weight.shape[0] % (2 * ROWS * tensor) == 0
         and weight.shape[1] % COLUMNS == 0
@@ -95,22 +92,23 @@ def residual_norm(
     branch: Float[Array, "P B S D"],
     weight: Float[Array, " D"],
     eps: float,
-    dtype: DTypeLike | None = None,
-) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"] | Narrow]:
-    """x + the sum of the branch's parts, and its RMS norm; rounded where the plain layer rounds.
+    dtype: DTypeLike,
+) -> tuple[Float[Array, "B S D"], Narrow]:
+    """x + the sum of the branch's parts, and its RMS norm in 8 bits; rounded on the way where the
+    plain layer rounds.
 
     Args:
       x: the residual stream.
       branch: parts of what is added to it.
       weight, eps: the norm's.
-      dtype: 8-bit numbers that the norm is wanted in; None: x's.
+      dtype: int8 or float8_e4m3fn.
     """
     features = x.shape[-1]
     tokens, size = x.size // features, _chunk(features)
     count = features // size
     shape = (tokens, count, size)
 
-    def kernel(x: Any, parts: Any, weight: Any, total: Any, normed: Any, *scale: Any) -> None:
+    def kernel(x: Any, parts: Any, weight: Any, total: Any, values: Any, scale: Any) -> None:
         token = pl.program_id(0)
         chunks = []
         for i in range(count):
@@ -123,26 +121,26 @@ def residual_norm(
             chunks.append(y.astype(jnp.float32))
         square = functools.reduce(jnp.add, [jnp.sum(y * y) for y in chunks]) / features
         shrink = lax.rsqrt(square + eps)
-        chunks = [(y * shrink).astype(x.dtype).astype(jnp.float32) for y in chunks]
-        chunks = [y * weight[i, :].astype(jnp.float32) for i, y in enumerate(chunks)]
-        chunks = [y.astype(x.dtype) for y in chunks]
-        if dtype is not None:
-            chunks, scale[0][token] = _rounded([y.astype(jnp.float32) for y in chunks], dtype)
         for i, y in enumerate(chunks):
-            normed[token, i, :] = y
+            y = (y * shrink).astype(x.dtype).astype(jnp.float32) * weight[i, :].astype(jnp.float32)
+            chunks[i] = y.astype(x.dtype).astype(jnp.float32)
+        chunks, scale[token] = _rounded(chunks, dtype)
+        for i, y in enumerate(chunks):
+            values[token, i, :] = y
 
-    out = [jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, dtype or x.dtype)]
-    if dtype is not None:
-        out.append(jax.ShapeDtypeStruct((tokens,), jnp.float32))
-    total, normed, *scale = pl.pallas_call(
+    total, values, scale = pl.pallas_call(
         kernel,
-        out_shape=tuple(out),
+        out_shape=(
+            jax.ShapeDtypeStruct(shape, x.dtype),
+            jax.ShapeDtypeStruct(shape, dtype),
+            jax.ShapeDtypeStruct((tokens,), jnp.float32),
+        ),
         grid=(tokens,),
         compiler_params=plt.CompilerParams(num_warps=8, num_stages=1),
         name="residual_norm",
     )(x.reshape(shape), branch.reshape(-1, *shape), weight.reshape(count, size))
-    total, normed = total.reshape(x.shape), normed.reshape(x.shape)
-    return total, Narrow(normed, scale[0].reshape(x.shape[:-1])) if scale else normed
+    narrow = Narrow(values.reshape(x.shape), scale.reshape(x.shape[:-1]))
+    return total.reshape(x.shape), narrow
 
 
 def quantize_tokens(x: Float[Array, "B S D"], dtype: DTypeLike) -> Narrow:
@@ -201,9 +199,7 @@ def product(
 
     y = pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct(
-            (parts, tokens, rows), dtype if parts == 1 else jnp.float32
-        ),
+        out_shape=jax.ShapeDtypeStruct((parts, tokens, rows), dtype if parts == 1 else jnp.float32),
         grid=(rows // NARROW_ROWS, parts),
         compiler_params=plt.CompilerParams(num_warps=4, num_stages=NARROW_STAGES),
         name="product",
@@ -229,20 +225,19 @@ def gated_mlp(
       y: the few tokens of a block, in 8 bits where the weights are.
       gate_up: G and U, row by row.
       scale: of 8-bit weights.
-      dtype: of the result, where y does not say it.
+      dtype: of the result then.
     """
-    eight_bit = isinstance(y, Narrow)
-    values = y.values if isinstance(y, Narrow) else y
-    dtype = dtype or values.dtype
     features, size = gate_up.shape[0], gate_up.shape[-1]
-    tokens = values.size // size
-    rows, columns = (NARROW_ROWS, NARROW_COLUMNS) if eight_bit else (ROWS, COLUMNS)
-    if eight_bit:
-        warps, stages = 4, NARROW_STAGES
+    if isinstance(y, Narrow):
+        x, scales = y.values, (y.scale.reshape(-1), scale)
+        rows, columns, warps, stages = NARROW_ROWS, NARROW_COLUMNS, 4, NARROW_STAGES
     else:
+        x, scales = y, ()
+        dtype, rows, columns, warps = y.dtype, ROWS, COLUMNS, 8
         # Beyond one program a multiprocessor, fewer steps in flight: 108 KB of shared memory, so
         # that two fit on one and all run at once (148 of Dream-7B's on 132, not 16 afterwards).
-        warps, stages = 8, 4 if features // rows <= PROGRAMS else 3
+        stages = 4 if features // rows <= PROGRAMS else 3
+    tokens = x.size // size
 
     def kernel(x: Any, w: Any, *more: Any) -> None:
         *scales, out = more
@@ -274,9 +269,5 @@ def gated_mlp(
         grid=(features // rows,),
         compiler_params=plt.CompilerParams(num_warps=warps, num_stages=stages),
         name="gated_mlp",
-    )(
-        values.reshape(tokens, size),
-        gate_up,
-        *((y.scale.reshape(tokens), scale) if isinstance(y, Narrow) else ()),
-    )
-    return out.reshape(*values.shape[:-1], features)
+    )(x.reshape(tokens, size), gate_up, *scales)
+    return out.reshape(*x.shape[:-1], features)

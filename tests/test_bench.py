@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 import r2jax
-from eval import bench, device, floors, measure, profile_summary, sweep
+from eval import bench, device, floors, layers, measure, profile_summary, sweep
 from eval.random_model import SIZES, random_model
 from eval.sweep import random_prompts
 from r2jax.cache import LayerCache
@@ -30,6 +31,21 @@ WORDS = [
 @pytest.fixture(scope="module")
 def model() -> r2jax.Transformer:
     return random_model(SIZES["tiny"], jnp.float32)
+
+
+@functools.cache
+def measured() -> floors.Rates:
+    """This machine's: two seconds of work."""
+    return device.measure_rates({"float32"})
+
+
+@pytest.fixture(autouse=True)
+def measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rates(dtypes: set[str]) -> floors.Rates:
+        assert dtypes == {"float32"}
+        return measured()
+
+    monkeypatch.setattr(bench, "measure_rates", rates)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -318,7 +334,7 @@ def test_a_real_trace_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_rates_are_of_the_right_order():
-    rates = device.measure_rates({"float32"})
+    rates = measured()
     assert 1e8 < rates.bytes_per_second < 1e13
     assert 1e8 < rates.flops_per_second["float32"] < 1e16
 
@@ -365,3 +381,14 @@ def test_a_file_of_something_else_is_not_overwritten(tmp_path: Path, capsys):
     assert run("program", lambda: bench.main([*WORDS, "--output", str(path)])) == 2
     assert "no file of eval.bench" in capsys.readouterr().err
     assert path.read_text() == '{"mine": 1}'
+
+
+def test_layers_alone(tmp_path: Path):
+    """A row a kind of weights, with and without kernels where there are any."""
+    output = tmp_path / "layers.json"
+    layers.main(["--size", "tiny", "--layers", "1", "--quantize", "int8", "--output", str(output)])
+    (row,) = json.loads(output.read_text())["results"]
+    assert row["quantize"] == "int8" and row["kernels"] is False
+    assert 0 < row["step_us"] < row["refresh_us"]
+    with pytest.raises(ValueError, match="--layers and --batch must be at least 1"):
+        layers.main(["--size", "tiny", "--layers", "0"])

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from r2jax.config import ModelConfig
-from r2jax.model import Transformer, embed
+from r2jax.model import Transformer
+from r2jax.modules import embed
 from train.config import LossConfig
 from train.data import Batch
 from train.losses import (

@@ -12,7 +12,7 @@ from flax import nnx
 
 import r2jax
 from r2jax.decode import decode
-from r2jax.model import Linear
+from r2jax.modules import Linear
 
 GROUPED = r2jax.ModelConfig(
     vocab_size=64,

@@ -1,7 +1,8 @@
-"""The kernels in and between products, interpreted on the CPU, against NumPy and the plain layer."""
+"""The kernels on 8-bit weights, interpreted on the CPU, against NumPy and XLA's products."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax import Array
 from jax.experimental import pallas
 
 import r2jax
+from eval.random_model import random_model
 from r2jax import kernels, narrow
 from r2jax.quantize import DTYPES, TOP, Narrow, quantize_rows
 from tests.test_kernels import CONFIG
@@ -45,7 +47,7 @@ def weights(seed: int, *shape: int, kind: Any) -> tuple[Array, Array, np.ndarray
     return values, scale, np.asarray(values, np.float32) * np.asarray(scale)[..., None]
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
 @pytest.mark.parametrize(
     ("features", "parts"),
     [(512, 1), (448, 3), (64, 1)],  # 448: taken in seven pieces, as Dream-7B's 3584
@@ -54,8 +56,7 @@ def test_residual_norm(kind: Any, features: int, parts: int):
     x, weight = random(0, 2, 8, features), random(1, features)
     shape = (parts, 2, 8, features)
     branch = random(2, *shape, dtype=jnp.bfloat16 if parts == 1 else jnp.float32)
-    dtype = DTYPES[kind] if kind else None
-    total, y = narrow.residual_norm(x, branch, weight, 1e-5, dtype)
+    total, y = narrow.residual_norm(x, branch, weight, 1e-5, DTYPES[kind])
 
     wide = np.asarray(branch, np.float32).sum(axis=0)
     rounded = np.asarray(jnp.asarray(wide).astype(jnp.bfloat16), np.float32)
@@ -65,15 +66,11 @@ def test_residual_norm(kind: Any, features: int, parts: int):
     expected = np.asarray(total, np.float32)
     expected /= np.sqrt((expected**2).mean(axis=-1, keepdims=True) + 1e-5)
     expected *= np.asarray(weight, np.float32)
-    if kind is None:
-        assert isinstance(y, Array) and y.shape == x.shape and y.dtype == x.dtype
-        np.testing.assert_allclose(np.asarray(y, np.float32), expected, rtol=2 * BF16)
-    else:
-        assert isinstance(y, Narrow) and y.values.dtype == dtype and y.values.shape == x.shape
-        check_narrow(y, expected.reshape(16, features), kind)
+    assert y.values.dtype == DTYPES[kind] and y.values.shape == x.shape
+    check_narrow(y, expected.reshape(16, features), kind)
 
 
-def check_narrow(found: Narrow, expected: np.ndarray, kind: str) -> None:
+def check_narrow(found: Narrow, expected: np.ndarray, kind: Any) -> None:
     """Each token's largest number fills the range; the others are off by half a step."""
     top = abs(expected).max(axis=1, keepdims=True)
     np.testing.assert_allclose(found.scale.reshape(-1, 1), top / TOP[DTYPES[kind]], rtol=3 * BF16)
@@ -128,11 +125,9 @@ def test_gated_mlp(kind: Any):
     )
 
 
-def model(kind: Any, **changes: Any) -> r2jax.Transformer:
-    config = r2jax.ModelConfig(**{**CONFIG.__dict__, **changes})
-    return r2jax.Transformer(
-        config, dtype=jnp.bfloat16, fused=True, quantize=kind, rngs=nnx.Rngs(0)
-    )
+def model(kind: Any) -> r2jax.Transformer:
+    config = dataclasses.replace(CONFIG, num_layers=2)
+    return random_model(config, jnp.bfloat16, quantize=kind, fused=True)
 
 
 @pytest.fixture
@@ -157,57 +152,59 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("kind", [None, "int8", "fp8"])
-@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("kind", "shift"), [("int8", False), ("fp8", True)])
 def test_a_block_step_on_these_kernels(
     called: list[str], monkeypatch: pytest.MonkeyPatch, kind: Any, shift: bool
 ):
-    """A refresh and a step of a whole model, as on XLA up to rounding."""
-    network = model(kind, num_layers=3)
+    """A refresh and a step of a whole model: as near to what wide weights give as XLA's products
+    on the same 8-bit weights are. (Roundings differ, so the two are not closer to each other.)"""
     tokens = jnp.asarray(np.random.default_rng(4).integers(6, 128, (1, 80)))
     positions = jnp.broadcast_to(jnp.arange(80), tokens.shape)
     lengths = jnp.array([73])
     pick = (lambda x: jnp.concatenate([x[:, :1], x[:, :15]], axis=1)) if shift else None
 
-    @jax.jit
-    def step(network: r2jax.Transformer) -> Array:
-        _, cache = network.hidden(tokens, positions, lengths)
-        fed, at = tokens[:, 64:][:, ::-1], positions[:, 32:48]
-        hidden, _ = network.hidden(fed, at, lengths, cache, jnp.asarray(32), wanted=pick)
-        return hidden.astype(jnp.float32)
+    def step(network: r2jax.Transformer) -> np.ndarray:
+        @jax.jit
+        def run(network: r2jax.Transformer) -> Array:
+            _, cache = network.hidden(tokens, positions, lengths)
+            fed, at = tokens[:, 64:][:, ::-1], positions[:, 32:48]
+            return network.hidden(fed, at, lengths, cache, jnp.asarray(32), wanted=pick)[0]
 
-    ours = step(network)
-    assert called.count("block_attention") == 3
-    # The refresh's norms too; the first norm of a pass has nothing to add.
-    assert called.count("residual_norm") == 2 * 5
-    assert called.count("gated_mlp") == 3
-    assert called.count("product") == (9 if kind else 0)
-    assert called.count("quantize_tokens") == (7 if kind else 0)
+        return np.asarray(run(network), np.float32)
+
+    ours = step(model(kind))
+    counts = {name: called.count(name) for name in set(called)}
+    assert counts == {
+        "block_attention": 2,
+        "residual_norm": 4,
+        "quantize_tokens": 4,  # in front of what attention and MLP project back
+        "product": 6,
+        "gated_mlp": 2,
+    }
     monkeypatch.setattr(kernels, "available", lambda: False)
-    jax.clear_caches()
-    theirs = step(network)
-    assert ours.shape == theirs.shape == (1, 16, 128)
-    error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-    assert error < {None: 0.01, "int8": 0.02, "fp8": 0.06}[kind]
+    theirs, wide = step(model(kind)), step(model(None))
+    assert ours.shape == theirs.shape == wide.shape == (1, 16, 128)
+    error, bound = (np.linalg.norm(y - wide) / np.linalg.norm(wide) for y in (ours, theirs))
+    assert 0 < bound < {"int8": 0.1, "fp8": 0.4}[kind]
+    assert error < 1.25 * bound
 
 
 def test_what_they_are_not_for(called: list[str]):
-    tokens = jnp.full((1, 16), 7)
-    lengths = jnp.array([16])
-
-    def run(network: r2jax.Transformer, rows: int = 1) -> list[str]:
+    def run(rows: int = 1, dtype: Any = jnp.bfloat16, fused: bool = True, **changes: Any) -> list:
         called.clear()
-        fed = jnp.repeat(tokens, rows, axis=0)
-        positions = jnp.broadcast_to(jnp.arange(16), fed.shape)
-        network.hidden(fed, positions, jnp.repeat(lengths, rows))
+        config = dataclasses.replace(CONFIG, num_layers=1, **changes)
+        network = nnx.eval_shape(
+            lambda: r2jax.Transformer(
+                config, dtype=dtype, fused=fused, quantize="int8", rngs=nnx.Rngs(0)
+            )
+        )
+        tokens = jnp.zeros((rows, 16), jnp.int32)
+        jax.eval_shape(lambda n: n.hidden(tokens, tokens, jnp.full(rows, 16)), network)
         return sorted(set(called))
 
-    narrow_pass = ["gated_mlp", "product", "quantize_tokens", "residual_norm"]
-    assert run(model("int8")) == narrow_pass
-    assert run(model("int8"), rows=3) == ["residual_norm"]  # 48 tokens: no power of two
-    assert run(model("int8", intermediate_size=192)) == ["residual_norm"]
-    assert run(model("int8", hidden_size=132)) == []
-    plain = r2jax.Transformer(CONFIG, dtype=jnp.bfloat16, quantize="int8", rngs=nnx.Rngs(0))
-    assert run(plain) == []  # laid out for training, which needs gradients
-    whole = r2jax.Transformer(CONFIG, fused=True, quantize="int8", rngs=nnx.Rngs(0))
-    assert run(whole) == []  # float32
+    assert run() == ["gated_mlp", "product", "quantize_tokens", "residual_norm"]
+    assert run(rows=3) == []  # 48 tokens: no power of two
+    assert run(intermediate_size=192) == []
+    assert run(hidden_size=192) == []
+    assert run(dtype=jnp.float32) == []
+    assert run(fused=False) == []  # laid out for training

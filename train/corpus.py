@@ -13,7 +13,6 @@ import functools
 import json
 import multiprocessing
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2jax.cli import Parser, run
+from train.data import save_corpus
 from train.gsm8k import read_gsm8k
 from train.problems import problem
 from train.tokenizer import END, MASK, TURN_END, chat_prompt
@@ -106,12 +106,7 @@ def write_corpus(
     """Make the rows in parallel and write them; OUT appears only when complete."""
     encoder = _tokenizer(tokenizer)
     ids = {name: encoder.token_to_id(token) for name, token in (("mask_id", MASK), ("eos_id", END))}
-    aside = out.with_name(f"{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    tokens = np.lib.format.open_memmap(
-        aside / "tokens.npy", mode="w+", dtype=np.uint16, shape=(rows, PROMPT + ANSWER)
-    )
+    tokens = np.empty((rows, PROMPT + ANSWER), np.uint16)
     prompt_length, length = np.zeros(rows, np.uint16), np.zeros(rows, np.uint16)
     jobs = [
         (index, min(SHARD, rows - index * SHARD), seed, tokenizer, gsm8k)
@@ -128,9 +123,6 @@ def write_corpus(
             done = part.stop
             long_prompts += shard.long_prompts
             long_answers += shard.long_answers
-    tokens.flush()
-    np.save(aside / "prompt_length.npy", prompt_length)
-    np.save(aside / "length.npy", length)
     meta = {
         "vocab_size": encoder.get_vocab_size(),
         **ids,
@@ -139,9 +131,7 @@ def write_corpus(
         "seed": seed,
         "gsm8k_share": GSM8K_SHARE if gsm8k else 0,
     }
-    (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    aside.rename(out)
+    save_corpus(out, tokens, prompt_length, length, meta)
     seconds = time.perf_counter() - start
     points = (1, 10, 25, 50, 75, 90, 99)
     print(f"{out}: {rows} rows in {seconds:.1f} s ({rows / seconds:.0f} a second)")

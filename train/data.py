@@ -1,6 +1,6 @@
 """Training rows: a corpus of tokenised prompts and answers, and which of them a step reads.
 
-A corpus is a directory (`python -m train.corpus` writes one):
+A corpus is a directory (`python -m train.corpus` and `python -m train.select` write one):
     tokens.npy         [rows, width] unsigned: prompt, answer with its end-of-turn token, padding
     prompt_length.npy  [rows]: tokens of the prompt, the assistant header included
     length.npy         [rows]: tokens of prompt and answer
@@ -14,8 +14,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +85,30 @@ def take(corpus: Corpus, rows: Int[Array, " B"] | np.ndarray) -> Batch:
     )
 
 
+def save_corpus(
+    directory: Path,
+    tokens: np.ndarray,
+    prompt_length: np.ndarray,
+    length: np.ndarray,
+    meta: dict[str, Any],
+) -> None:
+    """Write a corpus; the directory appears, instead of an older one, when it is complete."""
+    aside = directory.with_name(f"{directory.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    np.save(aside / "tokens.npy", tokens)
+    np.save(aside / "prompt_length.npy", prompt_length)
+    np.save(aside / "length.npy", length)
+    (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    aside.rename(directory)
+
+
 def read_corpus(directory: Path, model: ModelConfig, answer_width: int) -> Corpus:
     """Read and check a corpus.
 
     Args:
-      directory: as `python -m train.corpus` writes it.
+      directory: as `save_corpus` writes it.
       model: what it must have been tokenised for.
       answer_width: positions of the answer area (gen_length).
 
