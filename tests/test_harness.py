@@ -143,6 +143,17 @@ def test_what_is_there_is_not_made_again(evaluate, tmp_path: Path, monkeypatch, 
             evaluate(*words)
 
 
+def test_data_that_changed_unseen(evaluate, tmp_path: Path):
+    """Data from the hub have no hash: the prompts themselves are compared."""
+    evaluate()
+    path = tmp_path / "out" / "sums-r2.json"
+    result = json.loads(path.read_text())
+    result["samples"][2]["prompt_sha256"] = "0" * 64
+    path.write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=r"other settings: the prompts were others\. Choose"):
+        evaluate()
+
+
 def test_given_answers_are_scored(directory: Path, tmp_path: Path, capsys):
     """Any task of lm-eval: four answers to choose from, one result whatever the strategies."""
     rows = [
