@@ -25,14 +25,14 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import lm_eval
 from lm_eval.tasks import TaskManager
 
 from eval import presets, report, results_file
 from eval.lazy_model import LazyModel
-from eval.lm_tasks import check_names, load_task, quiet
+from eval.lm_tasks import EvalTask, check_names, load_task, quiet
 from eval.local_data import parse_data
 from eval.plan import Plan, adapter, configs, finished, plans
 from eval.task_data import Grade
@@ -51,7 +51,6 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--checkpoint", default="llada-gsm-6m", help="path, hub id or bundled name [llada-gsm-6m]")
     add("--tasks", nargs="+", required=True, metavar="TASK", help="names, or FILE.jsonl")
     add(
         "--strategies",
@@ -61,6 +60,14 @@ def parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(presets.STRATEGIES)} [all]",
     )
     add("--output-dir", required=True, metavar="DIR", help="a file for each task and strategy")
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all programs that evaluate tasks."""
+    add = parser.add_argument
+    add("--checkpoint", default="llada-gsm-6m", help="path, hub id or bundled name [llada-gsm-6m]")
     add(
         "--data",
         nargs="+",
@@ -97,17 +104,24 @@ def parser() -> argparse.ArgumentParser:
         "decoding", "Every option of r2jax.DecodeConfig, for all strategies of the call."
     )
     options.add_fields(group)
-    return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program.
+class Job(NamedTuple):
+    """What a command line asks for, opened and checked."""
+
+    source: LazyModel
+    chat: bool
+    """Prompts in the chat template."""
+    tasks: dict[str, EvalTask]
+    """By their names on the command line."""
+
+
+def prepared(args: argparse.Namespace) -> Job:
+    """Open checkpoint and tasks.
 
     Raises:
-      ValueError, OSError: what the user can put right; found before the model is loaded.
+      ValueError, OSError: what the user can put right.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    args = parser().parse_args(options.dashes(words))
     _check(args)
     files = parse_data(args.data, args.tasks)
     source = LazyModel(
@@ -119,24 +133,41 @@ def main(argv: Sequence[str] | None = None) -> None:
     chat = bool(source.tokenizer.chat_template) if args.chat is None else args.chat
     if chat and not source.tokenizer.chat_template:
         raise ValueError(f"{args.checkpoint}: its tokenizer has no chat template; pass --raw")
-    how = {name: configs(name, args, source) for name in args.tasks}
-    todo: dict[str, list[Plan]] = {}
     for name in args.tasks:
-        task = load_task(
+        configs(name, args, source)  # refused before data are had from the hub
+    tasks = {
+        name: load_task(
             name, files.get(name, {}), num_fewshot=args.num_fewshot, grade=_grader(name, chat)
         )
+        for name in args.tasks
+    }
+    return Job(source, chat, tasks)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program.
+
+    Raises:
+      ValueError, OSError: what the user can put right; found before the model is loaded.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(options.dashes(words))
+    source, chat, tasks = prepared(args)
+    todo: dict[str, list[Plan]] = {}
+    for name, task in tasks.items():
         if task.name in todo:
             raise ValueError(f"--tasks {name}: its results would take those of another's place")
-        todo[task.name] = list(plans(task, how[name], args, source, chat=chat))
+        todo[task.name] = list(plans(task, configs(name, args, source), args, source, chat=chat))
     done = {plan.path: finished(plan) for each in todo.values() for plan in each}
     Path(args.output_dir).mkdir(exist_ok=True)
+    command = command_line("eval.harness", words)
     for each in todo.values():
         results = []
         for plan in each:
             result = done[plan.path]
             if result is not None:
                 print(f"{plan.path} is there already", file=sys.stderr)
-            results.append(result or _evaluate(plan, args, source, words))
+            results.append(result or evaluate(plan, args, source, command))
         report.show(results)
 
 
@@ -193,18 +224,32 @@ def _grader(name: str, chat: bool) -> Grade | None:
     return grade
 
 
-def _evaluate(
-    plan: Plan, args: argparse.Namespace, source: LazyModel, words: Sequence[str]
-) -> dict[str, Any]:
-    """Make one result file."""
-    environment = report.environment(args.mesh, _command(words))
-    settings = {
+def settings_of(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
+    """All that a result file depends on."""
+    environment = report.environment(args.mesh, "")
+    return {
         **plan.circumstances,
         "requests": plan.digest,
         "batch_size": args.batch_size,
         "device": environment["device"],
         "versions": environment["versions"],
     }
+
+
+def evaluate(
+    plan: Plan, args: argparse.Namespace, source: LazyModel, command: str, what: str | None = None
+) -> dict[str, Any]:
+    """Make one result file.
+
+    Args:
+      plan: which.
+      args: of the command line.
+      source: the checkpoint.
+      command: for the result.
+      what: goes on, for the progress.
+    """
+    environment = report.environment(args.mesh, command)
+    settings = settings_of(plan, args)
     with Journal(plan.path, settings, plan.requests) as journal, _said_what_is_kept(journal):
         model = adapter(
             plan.task,
@@ -212,11 +257,11 @@ def _evaluate(
             args,
             source,
             keeper=journal,
-            what=f"{plan.task.name}, {plan.strategy}",
+            what=what or f"{plan.task.name}, {plan.strategy}",
         )
-        evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its arguments
+        simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its arguments
         with quiet():
-            found = evaluate(
+            found = simple_evaluate(
                 model,
                 tasks=[plan.task.task],
                 limit=args.limit,
@@ -251,14 +296,14 @@ def _said_what_is_kept(journal: Journal) -> Iterator[None]:
         raise
 
 
-def _command(words: Sequence[str]) -> str:
-    """The command, without the directories of this machine."""
+def command_line(program: str, words: Sequence[str]) -> str:
+    """The command, as results keep it: without the directories of this machine."""
 
     def public(word: str) -> str:
         name, equals, path = word.rpartition("=")
         return name + equals + Path(path).name if Path(path).is_absolute() else word
 
-    return "python -m eval.harness " + shlex.join(map(public, words))
+    return f"python -m {program} " + shlex.join(map(public, words))
 
 
 if __name__ == "__main__":

@@ -16,31 +16,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-import matplotlib.figure
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from eval.bench_table import COMPILED_HEADER, HEADER, compiled_cells, further, markdown
 from eval.bench_table import cells as row_cells
+from eval.drawing import COLORS, LABELS, MARKERS, in_both_themes, plain, title
 from r2jax.cli import Parser, run
 from r2jax.quantize import DTYPES
 
 Row = dict[str, Any]
-THEMES = {
-    "": {"page": "#FFFFFF", "ink": "#1F2328", "grid": "#D8DCE1"},
-    "-dark": {"page": "#0D1117", "ink": "#E6EDF3", "grid": "#343B44"},
-}
-# From Okabe and Ito's palette, told apart with every kind of colour vision; legible on both pages.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
-MARKERS = "osD^vP"
-RULES = {
-    "r2": "R²",
-    "fast_dllm": "Fast-dLLM",
-    "vanilla": "vanilla",
-    "streaming": "Streaming-dLLM",
-    "local_leap": "LocalLeap",
-}
 
 
 def weights_of(row: Row) -> str:
@@ -68,21 +52,6 @@ def groups(rows: Iterable[Row], *free: str) -> list[list[Row]]:
     return [sorted(g.values(), key=lambda r: r["settings"][free[0]] or "") for g in ordered]
 
 
-def plain(axis: Any, *steps: float) -> None:
-    """Numbers, not powers of ten, on a logarithmic axis; `steps` are the ticks of a decade."""
-    if steps:
-        axis.set_major_locator(LogLocator(subs=steps))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def title(axes: Axes, text: str) -> None:
-    """Over the whole figure, not the axes alone: labels on the left leave those off-centre."""
-    figure = axes.get_figure()
-    assert isinstance(figure, matplotlib.figure.Figure)
-    figure.suptitle(text, size=10)
-
-
 def subtitle(row: Row) -> str:
     """The circumstances, for under a title."""
     s = row["settings"]
@@ -102,7 +71,7 @@ def draw_programs(rows: list[Row], axes: Axes) -> str | None:
 
     def label(program: str, row: Row) -> str:
         rules = row["settings"]["rules"]
-        return f"{program}, {RULES.get(rules, rules)}"
+        return f"{program}, {LABELS.get(rules, rules)}"
 
     bars = {
         label(programs[name], row): r["ms_per_nfe"]
@@ -206,7 +175,7 @@ def draw_lengths(rows: list[Row], axes: Axes) -> str | None:
         highest[x] = max(highest[x], row["seconds"])
     for i, each in enumerate(series):
         s = each[0]["settings"]
-        label = f"{RULES[s['rules']]}, cache {s['cache']}"
+        label = f"{LABELS[s['rules']]}, cache {s['cache']}"
         label += f", window {s['window_size']}" if s["window_size"] is not None else ""
         xs = [r["settings"]["gen_length"] for r in each]
         ys = [r["seconds"] for r in each]
@@ -285,29 +254,11 @@ def draw(rows: list[Row], directory: Path) -> list[Path]:
     """Write every picture that `rows` suffice for; returns the files."""
     files = []
     for picture in PICTURES:
-        for suffix, theme in THEMES.items():
-            colors = dict.fromkeys(
-                ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"),
-                theme["ink"],
-            )
-            pages = dict.fromkeys(
-                ("figure.facecolor", "axes.facecolor", "savefig.facecolor", "legend.facecolor"),
-                theme["page"],
-            )
-            style: dict[Any, Any] = {
-                **colors, **pages, "grid.color": theme["grid"], "axes.grid": True,
-                "axes.axisbelow": True, "axes.titlesize": 10, "font.size": 9,
-                "axes.spines.top": False, "axes.spines.right": False, "legend.framealpha": 1,
-                "svg.hashsalt": "r2jax",
-            }  # fmt: skip
-            with matplotlib.rc_context(style):
-                figure = matplotlib.figure.Figure(figsize=(7.5, 4.2), layout="constrained")
-                name = picture(rows, figure.subplots())
-                if name is None:
-                    break
-                for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                    files.append(directory / f"performance-{name}{suffix}.{kind}")
-                    figure.savefig(files[-1], dpi=160, metadata=metadata)
+        files += in_both_themes(
+            lambda figure, picture=picture: picture(rows, figure.subplots()),
+            directory,
+            "performance-",
+        )
     return files
 
 

@@ -159,14 +159,14 @@ class Meter:
             parts.append(f"{self._compiling:.1f} s compiling")
         if left := self._total - self._before - self._prompts:
             done = f"{self._total - left} of {self._total} prompts"
-            parts = [done, f"{_duration(left / rate)} left", *parts]
+            parts = [done, f"{duration(left / rate)} left", *parts]
         return ", ".join(parts)
 
     def _say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Such as 42 s, 3:05 or 2:03:05."""
     minutes, rest = divmod(round(seconds), 60)
     if not minutes:

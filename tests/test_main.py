@@ -391,7 +391,7 @@ def test_meter(capsys, monkeypatch):
         r"mean NFE 10.0, 1.5 s compiling",
         last,
     )
-    assert [clock._duration(s) for s in (0.4, 59.6, 185, 7385)] == [
+    assert [clock.duration(s) for s in (0.4, 59.6, 185, 7385)] == [
         "0 s",
         "1:00",
         "3:05",

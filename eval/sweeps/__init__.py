@@ -1,0 +1,1 @@
+"""The paper's figures and tables on any checkpoint: `python -m eval.sweeps KIND`."""
