@@ -36,7 +36,16 @@ from eval.measure import Program, measure
 from eval.profile_summary import kernel_table, summarise
 from eval.random_model import HEAD_GAIN, SIZES, random_model
 from eval.references import ADAPTERS, parse_reference, time_reference
-from eval.sweep import QUANTIZE, RULES, Case, Results, cases, command_line, make_mesh, mesh_sizes
+from eval.bench_cases import (
+    QUANTIZE,
+    RULES,
+    Case,
+    Results,
+    cases,
+    command_line,
+    make_mesh,
+    mesh_sizes,
+)
 from r2jax.cli import Parser, check_output, run
 from r2jax.quantize import DTYPES
 

@@ -25,7 +25,7 @@ import r2jax
 from eval.device import describe, timed, warm_result
 from eval.profile_summary import kernel_table, summarise
 from eval.random_model import SIZES, random_model
-from eval.sweep import QUANTIZE
+from eval.bench_cases import QUANTIZE
 from r2jax import kernels
 from r2jax.cli import Parser, check_output, run, write_json
 

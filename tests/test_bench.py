@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import r2jax
-from eval import bench, device, floors, layers, measure, profile_summary, sweep
+from eval import bench, bench_cases, device, floors, layers, measure, profile_summary
 from eval.random_model import SIZES, random_model
-from eval.sweep import random_prompts
+from eval.bench_cases import random_prompts
 from r2jax.cache import LayerCache
 from r2jax.cli import run
 from r2jax.layout import layout
@@ -103,7 +103,7 @@ def test_our_numbers_are_kept_before_other_programs_run(
 
     checkout = tmp_path / "checkout"
     monkeypatch.setattr(bench, "parse_reference", lambda word: tuple(word.split("=")))
-    monkeypatch.setattr(sweep, "check_reference", lambda *_: None)
+    monkeypatch.setattr(bench_cases, "check_reference", lambda *_: None)
     monkeypatch.setattr(bench, "_references", cut)
     others = ("settings", "device", "versions", "date", "command")
     said = {k: v for k, v in result().items() if k not in others}
