@@ -29,13 +29,6 @@ from rich.console import Console
 
 import r2jax
 from eval import compile_only
-from eval.bench_table import further, headline, table
-from eval.device import describe, measure_rates
-from eval.floors import Rates
-from eval.measure import Program, measure
-from eval.profile_summary import kernel_table, summarise
-from eval.random_model import HEAD_GAIN, SIZES, random_model
-from eval.references import ADAPTERS, parse_reference, time_reference
 from eval.bench_cases import (
     QUANTIZE,
     RULES,
@@ -46,6 +39,13 @@ from eval.bench_cases import (
     make_mesh,
     mesh_sizes,
 )
+from eval.bench_table import further, headline, table
+from eval.device import describe, measure_rates
+from eval.floors import Rates
+from eval.measure import Program, measure
+from eval.profile_summary import kernel_table, summarise
+from eval.random_model import HEAD_GAIN, SIZES, random_model
+from eval.references import ADAPTERS, parse_reference, time_reference
 from r2jax.cli import Parser, check_output, run
 from r2jax.quantize import DTYPES
 

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 import r2jax
-from eval.random_model import SIZES
 from eval.bench_cases import RULES, command_line, mesh_sizes
+from eval.random_model import SIZES
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import Parser, check_output, write_json
 from r2jax.generate import bucket, check_config

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 import r2jax
+from eval.bench_cases import QUANTIZE
 from eval.device import describe, timed, warm_result
 from eval.profile_summary import kernel_table, summarise
 from eval.random_model import SIZES, random_model
-from eval.bench_cases import QUANTIZE
 from r2jax import kernels
 from r2jax.cli import Parser, check_output, run, write_json
 

@@ -14,8 +14,8 @@ import pytest
 
 import r2jax
 from eval import bench, bench_cases, device, floors, layers, measure, profile_summary
-from eval.random_model import SIZES, random_model
 from eval.bench_cases import random_prompts
+from eval.random_model import SIZES, random_model
 from r2jax.cache import LayerCache
 from r2jax.cli import run
 from r2jax.layout import layout
