@@ -14,7 +14,10 @@ from jaxtyping import install_import_hook
 # Shapes and dtypes are checked at run time here only, and only where arrays go in and out: the
 # modules at the boundary (configuration, files, text) refuse wrong values themselves, and the
 # tests want to see that.
-CHECKED = ("attention", "cache", "decode", "denoise", "model", "predict", "redundancy", "transfer")
+CHECKED = (
+    *("attention", "cache", "decode", "denoise", "model", "predict", "redundancy", "trace"),
+    "transfer",
+)
 install_import_hook([f"r2jax.{name}" for name in CHECKED], "beartype.beartype")
 
 # A first call compiles, so no deadline; CI draws the same examples every time.

@@ -47,12 +47,13 @@ def decode(model: r2jax.Transformer, rows: int, options: dict[str, Any]) -> r2ja
 def test_rows_on_a_mesh_are_those_of_one_device(
     sizes: dict[str, int], rows: int, options: dict[str, Any]
 ):
-    """Tokens, NFE, refreshes, counts, states and which rule wrote what."""
+    """Tokens, NFE, refreshes, counts and the trace."""
     alone = decode(golden.model("tiny-a"), rows, options)
     out = decode(on_mesh(**sizes), rows, options)
     assert out.tokens.shape == (rows, SMALL.gen_length)
     for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(out), strict=True):
-        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+        # Confidences up to rounding: tensor=2 adds in another order.
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 if x.dtype == jnp.float32 else 0)
     if rows % sizes.get("data", 1) == 0:
         specs = {x.sharding.spec for x in jax.tree.leaves(out)}
         assert specs == {PartitionSpec(("data", "fsdp"))}, "results lie where their rows do"
