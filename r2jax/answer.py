@@ -25,7 +25,7 @@ from r2jax.generate import check_config, check_prompts
 from r2jax.journal import Journal
 from r2jax.model import Transformer
 from r2jax.prompts import Prompt, read_prompts
-from r2jax.sharding import check_decode_mesh, check_mesh, make_mesh
+from r2jax.sharding import check_decode_mesh, check_mesh
 from r2jax.text import (
     check_tokenizer,
     decode_answers,
@@ -65,15 +65,14 @@ def answer(args: argparse.Namespace) -> None:
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
+    options.check_seed(args.seed)
     check_output(args.output)
     prompts = read_prompts(args.prompts, args.prompts_file, sys.stdin)
     defaults, family = generation_defaults(args.checkpoint), "llada"
     if args.task is not None:
         family = open_checkpoint(resolve(args.checkpoint)).config.model_type
     config = options.decode_config(args, defaults, family)
-    mesh = _mesh(args.mesh) if args.mesh else None
+    mesh = options.parse_mesh(args.mesh)
     directory = resolve(args.checkpoint)  # a download shows progress of its own
 
     with contextlib.ExitStack() as stack:
@@ -243,17 +242,3 @@ def _json(record: dict[str, Any], batch: Batch) -> str:
         "compile_seconds": round(batch.compile_seconds, 4),
     }
     return json.dumps({**record, **times}, ensure_ascii=False)
-
-
-def _mesh(text: str) -> Mesh:
-    sizes: dict[str, Any] = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in ("data", "fsdp", "tensor") or not size.isdecimal():
-            raise ValueError(
-                f"--mesh must be AXIS=N,... with axes data, fsdp and tensor, got {text!r}"
-            )
-        if axis in sizes:
-            raise ValueError(f"--mesh names {axis} twice: {text!r}")
-        sizes[axis] = int(size)
-    return make_mesh(**sizes)
