@@ -26,7 +26,8 @@ class Trace(NamedTuple):
     predictions: Int[Array, "B K L"]
     """The most likely token of each position of the block, written ones too."""
     confidences: Float[Array, "B K L"]
-    """Its probability, whatever is sampled or ranked by."""
+    """Its probability, whatever is sampled or ranked by. The last digits depend on the shapes of
+    the products: on the batch and the mesh."""
     committed_by: Int[Array, "B G"]
     """Which rule wrote each position; -1: none."""
 

@@ -20,6 +20,7 @@ from r2jax.sharding import make_mesh, param_shardings
 from tests import golden_cases as golden
 from tests import oracle
 from tests.oracle_networks import load
+from tests.trajectories import assert_same
 
 PROMPTS = [[1, 2, 3], list(range(10, 40)), [5] * 9, [7, 8]]
 SMALL = r2jax.DecodeConfig(gen_length=64, block_length=16)
@@ -109,11 +110,8 @@ def test_golden_dream_among_others(case: str):
 
 
 def same(a: r2jax.DecodeOutput, b: r2jax.DecodeOutput, rows: slice = slice(None)) -> None:
-    """Everything that a row has, states and counts included: `rows` of a, all of b. Confidences
-    as near as sums in another order are."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        x, y = np.asarray(x)[rows], np.asarray(y)
-        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 if x.dtype == np.float32 else 0)
+    """Everything that a row has, the trace and counts included: `rows` of a, all of b."""
+    assert_same(jax.tree.map(lambda x: np.asarray(x)[rows], a), b)
 
 
 VARIETY = {

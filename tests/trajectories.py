@@ -1,9 +1,11 @@
-"""A made-up trace for the viewer: every rule, and tokens that try to break out of a page."""
+"""Comparing traces; and one made up for the viewer: every rule, and tokens that try to break out of
+a page."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 import r2jax
@@ -30,6 +32,16 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         return TEXTS[ids[0]]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Of trees of arrays: exactly, but confidences as near as sums in another order are."""
+
+    def compare(x: Any, y: Any) -> None:
+        x, y = np.asarray(x), np.asarray(y)
+        np.testing.assert_allclose(x, y, rtol=0, atol=1e-4 if x.dtype == np.float32 else 0)
+
+    jax.tree.map(compare, a, b)
 
 
 def text_output(raw: DecodeOutput, answer: int) -> TextOutput:

@@ -28,15 +28,14 @@ function mark(rule) {
   return svg("svg", { class: `mark rule-${rule}`, "aria-hidden": true }, shape);
 }
 
-// A token's text with everything that would not be seen, or would turn its neighbours round, as a
-// sign.
+// A text with everything that would not be seen, or would turn its neighbours round, spelled out.
 function visible(text) {
-  const signs = { "\n": "↵", "\t": "⇥", "\x7f": "␡" };
-  const control = (char) => String.fromCharCode(0x2400 + char.charCodeAt());
-  const sign = (char) => signs[char] ?? (char < " " ? control(char) : "□");
+  const code = (char) => char.codePointAt(0).toString(16);
+  const spell = (char) => ({ "\n": "↵", "\t": "⇥" })[char] ?? `\\u{${code(char)}}`;
   const unseen = /(?![\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu;
-  return text.replace(unseen, sign).replace(/^\p{M}/u, "◌$&");
+  return text.replace(unseen, spell).replace(/^\p{M}/u, "◌$&");
 }
+const prose = (text) => text.replace(/[^\n\t]+/g, visible);
 const blank = (spaces) => "␣".repeat(spaces.length);
 const label = (text) => (text === "" ? "∅" : /^ +$/.test(text) ? blank(text) : visible(text));
 const quoted = (text) => `“${visible(text).replace(/^ +| +$/g, blank)}”`;
@@ -115,7 +114,7 @@ class Answer {
     const block = start / this.length;
     const first = this.forwards.findIndex((forward) => forward.block === block) + 1;
     const last = this.forwards.findLastIndex((forward) => forward.block === block) + 1;
-    const when = first ? `forwards ${first} to ${last}` : "no forward";
+    const when = first < last ? `forwards ${first} to ${last}` : `forward ${first || "none"}`;
     const title = `block ${block + 1}: positions ${start} to ${end - 1}, ${when}`;
     const row = element("div", { className: "tokens" });
     for (let i = start; i < end; i++) {
@@ -131,7 +130,7 @@ class Answer {
   }
 
   details(title, text) {
-    const pre = element("pre", { textContent: text, dir: "auto" });
+    const pre = element("pre", { textContent: prose(text), dir: "auto" });
     return element("details", {}, element("summary", { textContent: title }), pre);
   }
 

@@ -153,7 +153,7 @@ for (const name of ["guesses", "numbers"]) {
 const used = (rule) => data.strategies.some((s) => s.committed_by.includes(rule));
 const answers = data.strategies.map((strategy, index) => new Answer(strategy, index));
 document.title = `${data.prompt.slice(0, 60)} – r2jax trajectory`;
-byId("prompt").textContent = data.prompt;
+byId("prompt").textContent = prose(data.prompt);
 byId("about").textContent = data.about;
 byId("slider").max = longest;
 byId("tracks").prepend(...answers.map((answer) => answer.track));
