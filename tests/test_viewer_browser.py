@@ -68,9 +68,11 @@ def press(browser: webdriver.Chrome, *keys: str) -> None:
 
 def now(browser: webdriver.Chrome) -> int:
     """Where the slider stands; the number beside it agrees."""
-    at = int(browser.execute_script("return document.getElementById('slider').value"))
-    assert browser.find_element(By.ID, "count").text == f"{at} / 24"
-    return at
+    at, count = browser.execute_script(  # at once: it may be playing
+        "return ['slider', 'count'].map((id) => document.getElementById(id).value)"
+    )
+    assert count == f"{at} / 24"
+    return int(at)
 
 
 def shown(browser: webdriver.Chrome) -> list[list[str | None]]:
@@ -117,22 +119,23 @@ def test_keys(browser: webdriver.Chrome):
     assert now(browser) == 22
     press(browser, Keys.HOME)
     assert now(browser) == 0
-    browser.execute_script("document.getElementById('speed').value = 30")
-    play = browser.find_element(By.ID, "play")
+    play, speed = browser.find_element(By.ID, "play"), browser.find_element(By.ID, "speed")
+    browser.execute_script("arguments[0].value = 5", speed)
     press(browser, Keys.SPACE)
     assert play.text == "Pause"
-    wait(browser, lambda: now(browser) >= 3)
+    wait(browser, lambda: now(browser) >= 2)
     press(browser, Keys.SPACE)
     assert play.text == "Play"
-    at = now(browser)
-    assert 3 <= at < 24
+    assert 2 <= now(browser) < 24
+    browser.execute_script("arguments[0].value = 30", speed)
     press(browser, Keys.SPACE)  # to the end, where it stops by itself
     wait(browser, lambda: play.text == "Play")
     assert now(browser) == 24
+    browser.execute_script("arguments[0].value = 5", speed)
     play.click()  # from the start again
     wait(browser, lambda: 0 < now(browser) < 24)
     press(browser, Keys.ARROW_LEFT)  # the button has the focus; a step pauses
-    assert play.text == "Play"
+    assert play.text == "Play" and now(browser) < 24
 
 
 def wait(browser: webdriver.Chrome, condition: Callable[[], bool]) -> None:
