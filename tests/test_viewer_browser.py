@@ -201,6 +201,8 @@ def test_every_rule_has_its_mark(browser: webdriver.Chrome):
     assert len(shapes) == len(set(shapes)) == len(viewer.RULES)
     buttons = browser.find_elements(By.CSS_SELECTOR, "#rules button")
     assert [button.text for button in buttons] == list(viewer.RULES)
+    scale = browser.find_elements(By.CSS_SELECTOR, "#scale .sure")
+    assert [sure.text for sure in scale][4:] == ["from 0.99", "sampled, not the most likely"]
     buttons[3].click()
     opaque = browser.execute_script(
         """return [...document.querySelectorAll("article")[1].querySelectorAll(".token")]

@@ -161,6 +161,10 @@ BOUNDS.concat(1).forEach((bound, i) => {
   const text = i === 0 ? `below ${BOUNDS[0]}` : `from ${BOUNDS[i - 1]}`;
   byId("scale").append(element("span", { className: `sure sure-${i}`, textContent: text }));
 });
+if (answers.some(({ fates }) => fates.some((fate) => fate.sampled))) {
+  const text = "sampled, not the most likely";
+  byId("scale").append(element("span", { className: "sure sampled", textContent: text }));
+}
 data.rules.forEach((rule, i) => {
   if (!used(i)) return;
   const button = element("button", { type: "button", ariaPressed: false }, mark(i), rule);
