@@ -1,4 +1,4 @@
-"""The command line: `r2jax generate` and `r2jax demo` (also `python -m r2jax`)."""
+"""The command line: `r2jax generate`, `r2jax view` and `r2jax demo` (also `python -m r2jax`)."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import jax
 
 import r2jax
 from r2jax import options
 from r2jax.cli import Parser
-from r2jax.quantize import Quantization
 
 BUNDLED = "llada-gsm-6m"
 _PROGRAM_EXAMPLES = """\
 examples:
   r2jax generate "What is 12 * 3 + 4?"
+  r2jax view "What is 12 * 3 + 4?"
   r2jax demo
   r2jax generate --help
 """
@@ -42,6 +42,12 @@ long lists:
   input's order. With --output every finished batch is kept in FILE.partial: after a crash or
   Ctrl-C the same command goes on where it stopped (also with another --batch-size or --mesh), and
   FILE appears when it is complete.
+"""
+_VIEW_EXAMPLES = """\
+examples:
+  r2jax view "What is 12 * 3 + 4?"
+  r2jax view "What is 7 * 8?" --strategies r2 fast_dllm --output trajectory.html
+  r2jax view "What is 7 * 8?" --strategies r2 --temporal-threshold 0.7 --gen-length 64
 """
 
 
@@ -109,36 +115,47 @@ def _parser() -> argparse.ArgumentParser:
         help="write JSON lines there, resumable (see below) [standard output]",
     )
     command.add_argument(
-        "--raw", action="store_true", help="continue the prompt as it is: no chat template"
-    )
-    command.add_argument(
         "--batch-size", type=int, default=8, metavar="N", help="prompts at a time [%(default)s]"
     )
-    command.add_argument(
-        "--dtype",
-        choices=("bfloat16", "float16", "float32"),
-        help="of weights and arithmetic [as stored]",
-    )
-    command.add_argument(
-        "--quantize",
-        choices=get_args(Quantization),
-        help="the layers' projections in 8 bits [as stored]",
-    )
-    command.add_argument(
-        "--seed", type=int, default=0, metavar="INT", help="of sampling [%(default)s]"
-    )
-    command.add_argument(
-        "--mesh",
-        metavar="data=N,tensor=N",
-        help="split over all devices: rows over data, weights over tensor [one device]",
-    )
+    options.add_model_options(command)
     options.add_decode_options(command)
+
+    command = commands.add_parser(
+        "view",
+        help="show step by step how strategies decode an answer, as an HTML page",
+        description="Decode one prompt with several strategies and write a page that plays them\n"
+        "side by side, forward by forward: one HTML file, to be opened in any browser.",
+        epilog=_VIEW_EXAMPLES,
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=_view)
+    command.add_argument("prompt", metavar="PROMPT", help='"-" is standard input')
+    command.add_argument("--checkpoint", **checkpoint)
+    command.add_argument(
+        "--strategies",
+        nargs="+",
+        choices=options.PRESETS,
+        default=["vanilla", "fast_dllm", "r2"],
+        metavar="NAME",
+        help=f"of {', '.join(options.PRESETS)} [vanilla fast_dllm r2]; the options below change "
+        "all of them",
+    )
+    command.add_argument(
+        "--output",
+        default="trajectory.html",
+        metavar="FILE",
+        help="the page: .html [%(default)s]",
+    )
+    options.add_model_options(command)
+    options.add_decode_options(command, preset=False)
 
     command = commands.add_parser(
         "demo",
         help="compare vanilla, Fast-dLLM and R² on a few problems",
         description="Decode held-out problems of the checkpoint (its examples.jsonl) with\n"
-        "vanilla, Fast-dLLM and R²; print answers, NFE and time, and draw one R² trajectory.",
+        "vanilla, Fast-dLLM and R²; print answers, NFE and time, draw one R² trajectory and\n"
+        "write a page beside it (.html) that plays all three.",
         formatter_class=formatter,
         allow_abbrev=False,
     )
@@ -160,6 +177,12 @@ def _demo(args: argparse.Namespace) -> None:
     from r2jax.demo import demo
 
     demo(args.checkpoint, args.problems, args.output)
+
+
+def _view(args: argparse.Namespace) -> None:
+    from r2jax.view import view
+
+    view(args)
 
 
 def _generate(args: argparse.Namespace) -> None:

@@ -65,8 +65,7 @@ def answer(args: argparse.Namespace) -> None:
     """
     if args.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {args.batch_size}")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
+    options.check_seed(args.seed)
     check_output(args.output)
     prompts = read_prompts(args.prompts, args.prompts_file, sys.stdin)
     defaults, family = generation_defaults(args.checkpoint), "llada"

@@ -40,9 +40,14 @@ def check_output(path: str | None) -> None:
         raise ValueError(f"--output {path!r}: there is no such directory")
 
 
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write `text` to `path`, which appears when it is complete."""
+    aside = Path(f"{path}.part")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
 def write_json(path: str | None, value: Any) -> None:
     """Write `value` to `path`, which appears when it is complete; None: do nothing."""
     if path is not None:
-        aside = Path(f"{path}.part")
-        aside.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        os.replace(aside, path)
+        write_text(path, json.dumps(value, indent=1) + "\n")

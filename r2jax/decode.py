@@ -22,11 +22,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from r2jax.cache import Cache
 from r2jax.decode_config import DecodeScalars, StaticDecode
-from r2jax.denoise import AFTER_EOS, Counts, Progress, denoise, pending, start
+from r2jax.denoise import Counts, Progress, denoise, pending, start
 from r2jax.family import family_of
 from r2jax.layout import Segment, column_before, context, place, predicting, segments, window
 from r2jax.model import Transformer
@@ -34,8 +34,9 @@ from r2jax.redundancy import Streak
 
 
 class DecodeOutput(NamedTuple):
-    """What a generation returns. K is the most forwards that a row can take: gen_length, and one
-    more a block of families that make a block call even where the block is complete."""
+    """What a generation returns. L is a block's length; K the most forwards that a row can take:
+    gen_length, and one more a block of families that make a block call even where the block is
+    complete."""
 
     tokens: Int[Array, "B G"]
     nfe: Int[Array, " B"]
@@ -46,10 +47,17 @@ class DecodeOutput(NamedTuple):
     """What the family's own program reports as its steps: nfe, but for Dream's with a cache, which
     leaves the refreshes out."""
     counts: Counts
-    states: Int[Array, "B K G"] | None
-    """Trace: the answer before each of the row's forwards; -1 in unused entries."""
-    committed_by: Int[Array, "B G"] | None
-    """Trace: which rule wrote each position (TRANSFER, CONFIDENCE_CLUSTER, ...)."""
+    # The trace, as in `Trace`; None without one. -1 in unused entries.
+    states: Int[Array, "B K G"] | None = None
+    """The answer before each of the row's forwards."""
+    blocks: Int[Array, "B K"] | None = None
+    """The block that each of them predicted."""
+    predictions: Int[Array, "B K L"] | None = None
+    """The block's most likely tokens."""
+    confidences: Float[Array, "B K L"] | None = None
+    """Their probabilities."""
+    committed_by: Int[Array, "B G"] | None = None
+    """Which rule wrote each position (`trace.TRANSFER`, `CONFIDENCE_CLUSTER`, ...)."""
 
 
 def _end_at_eos(
@@ -64,12 +72,9 @@ def _end_at_eos(
     after = jnp.arange(static.gen_length) >= (block + 1) * length
     done = jnp.all(tokens != mask_id, axis=1, keepdims=True)  # a schedule of one step leaves masks
     fill = jnp.any(ends, axis=1, keepdims=True) & done & after
-    committed_by = progress.committed_by
-    if committed_by is not None:
-        committed_by = jnp.where(fill & (committed_by < 0), AFTER_EOS, committed_by)
     return progress._replace(
         answer=jnp.where(fill, static.eos_ids[0], progress.answer),
-        committed_by=committed_by,
+        trace=None if progress.trace is None else progress.trace.end(fill),
     )
 
 
@@ -183,6 +188,5 @@ def decode(
         refreshes=progress.refreshes,
         reported=progress.nfe - (progress.refreshes if leaves_out else 0),
         counts=progress.counts,
-        states=progress.states,
-        committed_by=progress.committed_by,
+        **({} if progress.trace is None else progress.trace._asdict()),
     )

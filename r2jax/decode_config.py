@@ -338,7 +338,7 @@ class DecodeConfig:
 
         Args:
           eos_id: the model's end-of-sequence token, used where `eos_id` is None.
-          trace: record the state before every forward, and which rule committed each position.
+          trace: record what every forward found, predicted and committed (trace.py).
         """
         block = self.block_length or self.gen_length
         window = self.confidence_cluster_size

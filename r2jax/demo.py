@@ -12,26 +12,30 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from r2jax import viewer
 from r2jax.checkpoint import load, resolve
+from r2jax.cli import write_text
 from r2jax.clock import Clock, progress
 from r2jax.decode_config import DecodeConfig
 from r2jax.grading import is_correct
+from r2jax.options import PRESETS
 from r2jax.text import TextOutput, generate_text, generation_defaults, load_tokenizer
 
-STRATEGIES = {"vanilla": "vanilla", "fast_dllm": "Fast-dLLM", "r2": "R²"}
+STRATEGIES = {name: PRESETS[name] for name in ("vanilla", "fast_dllm", "r2")}
 
 
 def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None:
-    """Decode held-out problems with vanilla, Fast-dLLM and R²; print answers and a table; draw R².
+    """Decode held-out problems with vanilla, Fast-dLLM and R²; print answers and a table; draw R²;
+    write a page of all three.
 
     Args:
       checkpoint: as for `r2jax.load`; must hold examples.jsonl ({"question", "answer"} a line).
       problems: how many of them, decoded as one batch.
-      output: file of the picture.
+      output: file of the picture; the page stands beside it, with the ending .html.
 
     Raises:
       ValueError: no such problems, or a file name that is no picture's.
-      OSError: the picture cannot be written.
+      OSError: the picture or the page cannot be written.
     """
     picture_path = Path(output)
     if picture_path.suffix not in (".png", ".svg", ".pdf"):
@@ -46,9 +50,9 @@ def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None
 
     results: dict[str, tuple[TextOutput, Clock]] = {}
     questions = [row["question"] for row in rows]
-    for name, title in STRATEGIES.items():
-        config = getattr(DecodeConfig, name)(**defaults)
-        with progress(f"decoding {len(rows)} problems with {title}") as clock:
+    configs = {name: getattr(DecodeConfig, name)(**defaults) for name in STRATEGIES}
+    for name, config in configs.items():
+        with progress(f"decoding {len(rows)} problems with {STRATEGIES[name]}") as clock:
             out = generate_text(model, tokenizer, questions, config, trace=True)
         results[name] = out, clock
 
@@ -68,17 +72,32 @@ def demo(checkpoint: str | os.PathLike[str], problems: int, output: str) -> None
         "are the batch's, without compiling.",
         soft_wrap=True,
     )
-    with progress(f"drawing {output}"):
+    events = results["r2"][0].counts.actual.total
+    # Draw where the rules did most, of the right answers.
+    row = max(range(len(rows)), key=lambda i: (right["r2"][i], events[i]))
+    page_path = picture_path.with_suffix(".html")
+    with progress(f"drawing {output} and {page_path}"):
         # Here, because matplotlib takes a second to import that the answers should not wait for.
         from r2jax import picture
 
-        config = DecodeConfig.r2(**defaults)
-        out = results["r2"][0]
-        events = out.counts.actual.total  # draw where the rules did most, of the right answers
-        row = max(range(len(rows)), key=lambda i: (right["r2"][i], events[i]))
-        figure = picture.of_answer(out, row, tokenizer, model.config.mask_id, config)
+        figure = picture.of_answer(
+            results["r2"][0], row, tokenizer, model.config.mask_id, configs["r2"]
+        )
         picture.save(figure, picture_path)
-    console.print(f"Wrote {escape(output)}: how R² decoded problem {row + 1}.", soft_wrap=True)
+        page = viewer.page(
+            {STRATEGIES[name]: out for name, (out, _) in results.items()},
+            row,
+            tokenizer,
+            prompt=questions[row],
+            configs={STRATEGIES[name]: config for name, config in configs.items()},
+            about=f"{checkpoint}, {model.dtype}",
+        )
+        write_text(page_path, page)
+    console.print(
+        f"Wrote {escape(output)}: how R² decoded problem {row + 1}, and {escape(str(page_path))}: "
+        "the same step by step, beside vanilla and Fast-dLLM (open it in a browser).",
+        soft_wrap=True,
+    )
 
 
 def read_problems(source: str | os.PathLike[str], count: int) -> list[dict[str, str]]:

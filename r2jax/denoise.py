@@ -16,6 +16,7 @@ from r2jax.decode_config import Alg, DecodeScalars, StaticDecode
 from r2jax.family import Family
 from r2jax.predict import Prediction, predict, round_to
 from r2jax.redundancy import Fired, Streak, confidence_cluster, temporal, token_cluster
+from r2jax.trace import CONFIDENCE_CLUSTER, TEMPORAL, TOKEN_CLUSTER, TRANSFER, Trace
 from r2jax.transfer import (
     allowance,
     by_factor,
@@ -25,9 +26,6 @@ from r2jax.transfer import (
     leap,
     moving,
 )
-
-# Values of `committed_by`.
-TRANSFER, CONFIDENCE_CLUSTER, TOKEN_CLUSTER, TEMPORAL, AFTER_EOS = range(5)
 
 
 class RuleCounts(NamedTuple):
@@ -57,8 +55,7 @@ class Progress(NamedTuple):
     nfe: Int[Array, " B"]
     refreshes: Int[Array, " B"]
     counts: Counts
-    states: Int[Array, "B K G"] | None
-    committed_by: Int[Array, "B G"] | None
+    trace: Trace | None
     # Of the current block only:
     passes: Int[Array, " B"]
     streak: Streak
@@ -71,19 +68,14 @@ def start(batch: int, static: StaticDecode, family: Family, mask_id: int) -> Pro
     """Nothing decoded yet, all counts zero."""
     zero = jnp.zeros((batch,), jnp.int32)
     counts = RuleCounts(zero, zero, zero)
-    shape = (batch, static.gen_length)
+    length, most = static.gen_length, most_forwards(static, family)
     streak = Streak.start(batch, static.block_length)
     return Progress(
-        answer=jnp.full(shape, mask_id, jnp.int32),
+        answer=jnp.full((batch, length), mask_id, jnp.int32),
         nfe=zero,
         refreshes=zero,
         counts=Counts(counts, counts),
-        states=(
-            jnp.full((batch, most_forwards(static, family), static.gen_length), -1, jnp.int32)
-            if static.trace
-            else None
-        ),
-        committed_by=jnp.full(shape, -1, jnp.int32) if static.trace else None,
+        trace=Trace.start(batch, most, length, static.block_length) if static.trace else None,
         passes=zero,
         streak=streak,
         shadow=streak,
@@ -232,27 +224,24 @@ def denoise(
     tokens = jnp.where(run.positions | final.positions, prediction.top, tokens)
     answer = lax.dynamic_update_slice_in_dim(progress.answer, tokens, block * length, axis=1)
 
-    states, committed_by = progress.states, progress.committed_by
-    if states is not None and committed_by is not None:
-        index = jnp.where(needed, progress.nfe, states.shape[1])  # out of bounds: dropped
-        # Row by row (vmap): a row's states stay on the devices that have the row.
-        states = jax.vmap(lambda s, i, x: s.at[i].set(x, mode="drop"))(
-            states, index, progress.answer
+    trace = progress.trace
+    if trace is not None:
+        committed = {
+            TRANSFER: transferred,
+            CONFIDENCE_CLUSTER: window.positions,
+            TOKEN_CLUSTER: run.positions,
+            TEMPORAL: final.positions,
+        }
+        trace = trace.add(
+            progress.nfe, needed, block, progress.answer, prediction.top, top_confidence, committed
         )
-        by = lax.dynamic_slice_in_dim(committed_by, block * length, length, axis=1)
-        for rule, positions in enumerate(
-            (transferred, window.positions, run.positions, final.positions)
-        ):
-            by = jnp.where(positions, rule, by)
-        committed_by = lax.dynamic_update_slice_in_dim(committed_by, by, block * length, axis=1)
 
     return Progress(
         answer=answer,
         nfe=progress.nfe + needed,
         refreshes=progress.refreshes + (needed if full else 0),
         counts=jax.tree.map(jnp.add, progress.counts, Counts(actual, potential)),
-        states=states,
-        committed_by=committed_by,
+        trace=trace,
         passes=progress.passes + needed,
         streak=streak,
         shadow=shadow,

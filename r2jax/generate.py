@@ -34,7 +34,8 @@ def generate(
       config: default R²-dLLM (`DecodeConfig()`).
       key: a JAX random key, needed for temperature > 0 and random choices: one key (row i uses
         `fold_in(key, i)`) or one a row.
-      trace: also return the state before every forward, and which rule committed each position.
+      trace: also return the state before every forward, what it predicted, and which rule committed
+        each position.
 
     Returns:
       `DecodeOutput`; row i is what prompt i alone would give (in bfloat16 up to near-ties). A call

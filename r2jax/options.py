@@ -1,4 +1,4 @@
-"""Command-line options that several programs have: `DecodeConfig`'s, and the mesh."""
+"""Command-line options that several programs have: `DecodeConfig`'s, what decodes, the mesh."""
 
 from __future__ import annotations
 
@@ -13,13 +13,53 @@ from typing import Any
 from jax.sharding import Mesh
 
 from r2jax.decode_config import DecodeConfig, Task
+from r2jax.quantize import Quantization
 from r2jax.sharding import MESH_AXES, make_mesh
 
-PRESETS = ("r2", "fast_dllm", "vanilla", "streaming", "local_leap")
+PRESETS = {
+    "r2": "R²",
+    "fast_dllm": "Fast-dLLM",
+    "vanilla": "vanilla",
+    "streaming": "Streaming-dLLM",
+    "local_leap": "LocalLeap",
+}
 
 
-def add_decode_options(parser: argparse.ArgumentParser) -> None:
-    """`--preset`, and one option per field of `DecodeConfig`, so that the two cannot drift apart.
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What decodes and how its prompts are read: `--raw`, `--dtype`, `--quantize`, `--seed` and
+    `--mesh`."""
+    parser.add_argument(
+        "--raw", action="store_true", help="continue the prompt as it is: no chat template"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float16", "float32"),
+        help="of weights and arithmetic [as stored]",
+    )
+    parser.add_argument(
+        "--quantize",
+        choices=typing.get_args(Quantization),
+        help="the layers' projections in 8 bits [as stored]",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="INT", help="of sampling [%(default)s]"
+    )
+    parser.add_argument(
+        "--mesh",
+        metavar="data=N,tensor=N",
+        help="split over all devices: rows over data, weights over tensor [one device]",
+    )
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed of a JAX key."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed must be between 0 and 2^32 - 1, got {seed}")
+
+
+def add_decode_options(parser: argparse.ArgumentParser, *, preset: bool = True) -> None:
+    """`--preset` (if asked for), `--task`, and one option per field of `DecodeConfig`, so that the
+    two cannot drift apart.
 
     Values are only turned into Python here; `DecodeConfig` judges them, with its own messages.
     """
@@ -28,17 +68,18 @@ def add_decode_options(parser: argparse.ArgumentParser) -> None:
         "Every option of r2jax.DecodeConfig by its name; 'none' switches a rule off. Defaults are\n"
         "the checkpoint's generation_config.json, then the preset's ([r2's] are shown).",
     )
-    group.add_argument(
-        "--preset",
-        choices=PRESETS,
-        default="r2",
-        help="R²-dLLM (default), Fast-dLLM, LLaDA's own sampler, Streaming-dLLM or LocalLeap; the "
-        "options below change it",
-    )
+    if preset:
+        group.add_argument(
+            "--preset",
+            choices=PRESETS,
+            default="r2",
+            help="R²-dLLM (default), Fast-dLLM, LLaDA's own sampler, Streaming-dLLM or LocalLeap; "
+            "the options below change it",
+        )
     group.add_argument(
         "--task",
         choices=typing.get_args(Task),
-        help="with --preset r2: the paper's thresholds for this task and the checkpoint's family "
+        help="with r2 alone: the paper's thresholds for this task and the checkpoint's family "
         "(Table 8)",
     )
     add_fields(group)

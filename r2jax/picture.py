@@ -18,8 +18,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from r2jax.decode_config import DecodeConfig
-from r2jax.denoise import CONFIDENCE_CLUSTER, TEMPORAL, TOKEN_CLUSTER, TRANSFER
 from r2jax.text import TextOutput
+from r2jax.trace import CONFIDENCE_CLUSTER, TEMPORAL, TOKEN_CLUSTER, TRANSFER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -93,7 +93,7 @@ def trajectory(
     Args:
       states: the answer before each forward; -1 in unused entries.
       tokens: the final answer.
-      committed_by: which rule wrote each position (`r2jax.denoise.TRANSFER`, ...).
+      committed_by: which rule wrote each position (`r2jax.trace.TRANSFER`, ...).
       labels: the text of each position's token.
       block_length: positions of a block.
       mask_id: the mask token.

@@ -27,6 +27,7 @@ from r2jax.generate import generate
 from r2jax.model import Transformer
 from r2jax.safetensors_files import read_json
 from r2jax.tensors import CheckpointError
+from r2jax.trace import Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -95,7 +96,7 @@ class TextOutput:
     prompt_lengths: list[int]
     """Tokens of each prompt, the chat template included."""
     output: DecodeOutput
-    """The raw result of `r2jax.generate`; with `trace`, states and rules too."""
+    """The raw result of `r2jax.generate`; with `trace`, what every forward found too."""
 
 
 def load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerFast:
@@ -231,7 +232,7 @@ def generate_text(
         the model's EOS ends a row, and for chats the end of the turn too.
       chat: put each prompt into the chat template as the user's turn. False: the prompt as it is.
       key: a JAX random key, needed for temperature > 0 and random choices.
-      trace: record states and rules in `.output`.
+      trace: record in `.output` what every forward found, predicted and committed.
 
     Returns:
       `TextOutput`. Row i is what prompt i alone would give (in bfloat16 up to near-ties).
@@ -245,7 +246,7 @@ def generate_text(
     ids = encode(tokenizer, [prompts] if isinstance(prompts, str) else prompts, chat=chat)
     config, ends = with_ends(config, tokenizer, model.config, chat=chat)
     output = generate(model, ids, config, key=key, trace=trace)
-    host = jax.device_get(output._replace(states=None, committed_by=None))
+    host = jax.device_get(output._replace(**dict.fromkeys(Trace._fields)))
     texts, tokens = decode_answers(tokenizer, host.tokens, ends)
     return TextOutput(
         texts=texts,

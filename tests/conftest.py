@@ -44,6 +44,7 @@ CHECKED = (
     "modules",
     "predict",
     "redundancy",
+    "trace",
     "transfer",
 )
 install_import_hook([f"r2jax.{name}" for name in CHECKED], "beartype.beartype")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import r2jax
-from r2jax.denoise import AFTER_EOS, TEMPORAL
+from r2jax.trace import AFTER_EOS, TEMPORAL
 
 ROOT = Path(__file__).parent / "golden" / "llada"
 NAMES = ("tiny-a", "tiny-b")

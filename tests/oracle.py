@@ -305,6 +305,9 @@ class Decoded:
     refreshes: int  # full passes; without a cache every pass is one
     reported: int  # what the family's own program counts
     states: Int[Array, "nfe G"]
+    blocks: Int[Array, " nfe"]
+    predictions: Int[Array, "nfe L"]  # top-1 of the block, and its probability
+    confidences: Float[Array, "nfe L"]
     committed_by: Int[Array, " G"]
     actual: Counts = field(default_factory=Counts)
     potential: Counts = field(default_factory=Counts)
@@ -394,6 +397,7 @@ def decode(
     by = np.full(length, -1, np.int8)
     actual, potential = Counts(), Counts()
     states: list[Array] = []
+    predicted: list[tuple[int, Array, Array]] = []
     refreshes = 0
 
     for start in range(first, first + length, size):
@@ -406,10 +410,11 @@ def decode(
             attended = seen(len(x), start + size, o["window_size"])
             logits = forward(x.copy(), start, start + size, kind, attended)
             states.append(x[first:].copy())
+            top, top_rest, top_confidence = top1(logits, mask_id)
+            predicted.append(((start - first) // size, top, top_confidence))
             if opens and scheduled and step == steps:
                 break  # a schedule of one step: its only time has passed with the full pass
 
-            top, top_rest, top_confidence = top1(logits, mask_id)
             chosen, rest = sample(logits, len(states) - 1, start) if sample else (top, top_rest)
             confidence = 1 / (1 + rest)
             alg = o["alg"] if scheduled else "confidence"
@@ -468,4 +473,17 @@ def decode(
 
     nfe = len(states)
     reported = nfe - refreshes if opens else nfe
-    return Decoded(x[first:], nfe, refreshes, reported, np.array(states), by, actual, potential)
+    blocks, predictions, confidences = (np.array(found) for found in zip(*predicted, strict=True))
+    return Decoded(
+        x[first:],
+        nfe,
+        refreshes,
+        reported,
+        np.array(states),
+        blocks,
+        predictions,
+        confidences,
+        by,
+        actual,
+        potential,
+    )

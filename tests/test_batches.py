@@ -13,6 +13,7 @@ import r2jax
 from r2jax import batches
 from r2jax.batches import generate_many, plan_batches
 from tests import tiny_checkpoint as tiny
+from tests.trajectories import assert_same
 
 SHORT = r2jax.DecodeConfig(gen_length=16, block_length=8)
 SAMPLED = r2jax.DecodeConfig(gen_length=16, block_length=8, temperature=1.0)
@@ -51,7 +52,7 @@ def test_rows_do_not_see_their_batch(model, prompts):
     for size in (1, 3):
         found = generate_many(model, prompts, SAMPLED, batch_size=size, key=key, trace=True)
         for i, row in enumerate(in_order(found, len(prompts))):
-            jax.tree.map(lambda x, y, i=i: np.testing.assert_array_equal(x[i], y), want, row)
+            assert_same(jax.tree.map(lambda x, i=i: x[i], want), row)
     assert len(np.unique(np.asarray(want.tokens), axis=0)) == len(prompts)
 
 

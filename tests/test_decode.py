@@ -20,6 +20,7 @@ from r2jax.sharding import make_mesh, param_shardings
 from tests import golden_cases as golden
 from tests import oracle
 from tests.oracle_networks import load
+from tests.trajectories import assert_same
 
 PROMPTS = [[1, 2, 3], list(range(10, 40)), [5] * 9, [7, 8]]
 SMALL = r2jax.DecodeConfig(gen_length=64, block_length=16)
@@ -109,9 +110,8 @@ def test_golden_dream_among_others(case: str):
 
 
 def same(a: r2jax.DecodeOutput, b: r2jax.DecodeOutput, rows: slice = slice(None)) -> None:
-    """Everything that a row has, states and counts included: `rows` of a, all of b."""
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(np.asarray(x)[rows], np.asarray(y))
+    """Everything that a row has, the trace and counts included: `rows` of a, all of b."""
+    assert_same(jax.tree.map(lambda x: np.asarray(x)[rows], a), b)
 
 
 VARIETY = {
@@ -242,14 +242,14 @@ def test_whole_rows_agree_with_the_dream_oracle(options: dict):
 
 
 def assert_agreement(name: str, options: dict) -> None:
-    """Tokens, NFE, states, both kinds of counts and who wrote what, against plain NumPy."""
+    """Tokens, NFE, the trace and both kinds of counts, against plain NumPy."""
     model, network = golden.model(name), load(golden.folder(name), np.float64)
     prompts = [case["prompt"] for case in golden.cases(name)[:36:12]]
     eos = golden.cases(name)[0]["output"][0]
     options = {"gen_length": 48, "block_length": 16, **options}
     config = r2jax.DecodeConfig(eos_id=eos, **options)
     out = r2jax.generate(model, prompts, config, trace=True)
-    assert out.states is not None and out.committed_by is not None
+    assert out.committed_by is not None
     for row, prompt in enumerate(prompts):
         want = oracle.decode(
             network, prompt, options, model.config.mask_id, family=network.family, eos_ids=(eos,)
@@ -258,7 +258,12 @@ def assert_agreement(name: str, options: dict) -> None:
         assert int(out.nfe[row]) == want.nfe
         assert int(out.refreshes[row]) == want.refreshes
         assert int(out.reported[row]) == want.reported
-        np.testing.assert_array_equal(out.states[row, : want.nfe], want.states)
+        for name in ("states", "blocks", "predictions", "confidences"):
+            ours, theirs = np.asarray(getattr(out, name)[row]), getattr(want, name)
+            np.testing.assert_allclose(
+                ours[: want.nfe], theirs, rtol=0, atol=1e-4 if name == "confidences" else 0
+            )
+            assert (ours[want.nfe :] == -1).all()
         np.testing.assert_array_equal(out.committed_by[row], want.committed_by)
         for kind in ("actual", "potential"):
             ours, theirs = getattr(out.counts, kind), getattr(want, kind)

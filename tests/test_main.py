@@ -324,6 +324,54 @@ def test_as_a_module():
     assert run.returncode == 0 and "demo" in run.stdout and run.stderr == ""
 
 
+def test_view(run, tmp_path):
+    page = tmp_path / "page.html"
+    words = ["--output", str(page), "--strategies", "vanilla", "r2", "--threshold", "0.9"]
+    status, out, err = run("view", PROMPT, *words, "--task", "gsm8k", "--temperature", "1")
+    assert status == 0, err
+    assert "loading" in err and "decoding with R²" in err
+    assert out.splitlines()[1:] == [
+        "R²: NFE 16, refreshes 2",
+        f"wrote {page}: open it in a browser",
+    ]
+    data = page.read_text().split('id="data">')[1].split("</script>")[0]
+    data = json.loads(data)
+    assert data["prompt"] == PROMPT
+    vanilla, r2 = data["strategies"]
+    assert (vanilla["name"], r2["name"]) == ("vanilla", "R²")
+    assert vanilla["options"]["threshold"] == r2["options"]["threshold"] == 0.9
+    assert (vanilla["options"]["cache"], r2["options"]["cache"]) == ("none", "dual")
+    assert vanilla["options"]["temporal_threshold"] == 0.8
+    assert r2["options"]["temporal_threshold"] == 0.7, "the paper's for the task"
+    assert list(tmp_path.iterdir()) == [page]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["x", "--output", "page.png"], "--output must end in .html, got 'page.png'"),
+        (["x", "--output", "no/such/page.html"], "there is no such directory"),
+        (["x", "--gen-length", "33"], "gen_length must be a multiple of block_length"),
+        (["x", "--seed", "-1"], "--seed must be between 0 and 2^32 - 1, got -1"),
+        (["x", "--mesh", "expert=2"], "--mesh must be AXIS=N"),
+        (["x", "--checkpoint", "nowhere"], "'nowhere' is not a directory"),
+        (["word " * 300], "leaves room for"),
+        (["<|mdm_mask|>"], "mask token"),
+        ([" "], "prompt 1 is empty"),
+    ],
+)
+def test_view_refusals(run, monkeypatch, words, message):
+    monkeypatch.setattr("r2jax.view.load", None)  # all of them before the model is loaded
+    status, out, err = run("view", *words)
+    assert (status, out) == (2, "") and message in err.splitlines()[-1]
+
+
+def test_view_shows_one_prompt(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("One\nTwo\n"))
+    status, out, err = run("view", "-")
+    assert (status, out) == (2, "") and "one prompt; standard input holds 2" in err
+
+
 def test_demo(run, tmp_path):
     picture = tmp_path / "picture.svg"
     status, out, err = run("demo", "--problems", "2", "--output", str(picture))
@@ -334,6 +382,8 @@ def test_demo(run, tmp_path):
         assert "16.0" in row and "0 of 2" in row
     assert "Expected 60" in out
     assert picture.read_text().startswith("<?xml")
+    page = picture.with_suffix(".html")
+    assert str(page) in out and page.read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from r2jax import picture
 from r2jax.decode_config import DecodeConfig
-from r2jax.denoise import CONFIDENCE_CLUSTER, TEMPORAL, TRANSFER
+from r2jax.trace import CONFIDENCE_CLUSTER, TEMPORAL, TRANSFER
 
 MASK = 9
 LABELS = [" a", "$b$", "\n", " ", "\x02", "a very long token", "end", "end"]
