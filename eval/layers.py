@@ -58,7 +58,7 @@ def time_layers(model: r2jax.Transformer, batch: int, profile: str | None) -> di
     """Microseconds a layer of a block step and of a refresh; kernels of the steps if asked for."""
     layers = model.config.num_layers
     lengths = jnp.full((batch,), COLUMNS)
-    tokens = jax.random.randint(jax.random.key(0), (batch, COLUMNS + LENGTH), 0, 2000)
+    tokens = jax.random.randint(jax.random.key(0), (batch, COLUMNS), 0, 2000)
     (_, cache), _ = warm_result(lambda: refresh(model, tokens, lengths), 1)
     wide = timed(lambda: [refresh(model, tokens, lengths) for _ in range(4)], 5) / 4
 

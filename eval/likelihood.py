@@ -159,7 +159,8 @@ def greedy_matches(
     skip: Collection[int] = (),
 ) -> Iterator[tuple[int, bool]]:
     """Whether each answer is what greedy decoding would give: everything masked, and the surest
-    token committed at each of L steps."""
+    token committed at each of L steps (of Dream by its own schedule, which commits none at the
+    first and two at the last)."""
     by_length: dict[int, list[int]] = {}
     for i, request in enumerate(requests):
         if i not in skip:

@@ -145,7 +145,9 @@ def decode_config(
             lengths = _STREAMING.get(model_type, {}).get(task, {})
             if found := lengths.get(chosen.get("gen_length", LENGTHS["gen_length"])):
                 own |= {"window_size": found[0], "confidence_alpha": found[1]}
-        return getattr(DecodeConfig, strategy)(**{**own, **chosen})
+        if strategy == "vanilla" and model_type == "Dream":  # its own sampler has no blocks
+            own |= {"block_length": None, "alg": "entropy"}
+        return getattr(DecodeConfig, strategy)(**{**(defaults or {}), **own, **(overrides or {})})
     except ValueError as error:
         raise ValueError(f"strategy {strategy}: {error}") from None
 

@@ -97,6 +97,7 @@ class Layer(nnx.Module):
         y, cache = attend(qkv, rope, key_lengths, cache, start, keep, self.mesh)
         if wanted is not None:
             x, y = wanted(x), wanted(y)
+            eight_bit = self._narrow(x)  # of fewer tokens, which may not fit
         y = self.o_proj.parts(_narrowed(y.reshape(*y.shape[:2], -1), eight_bit))
         x, y = self._norm(self.mlp_norm, x, y, eight_bit)
         return x, self.down_proj.parts(_narrowed(self._gated(y), eight_bit)), cache

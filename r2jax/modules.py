@@ -59,8 +59,8 @@ class Linear(nnx.Module):
 
 
 def total(parts: Float[Array, "P *b o"], dtype: DTypeLike) -> Float[Array, "*b o"]:
-    """Their sum."""
-    return (parts[0] if len(parts) == 1 else jnp.sum(parts, axis=0)).astype(dtype)
+    """Their sum; a single part keeps its dtype (weights may be cast after the model is made)."""
+    return parts[0] if len(parts) == 1 else jnp.sum(parts, axis=0).astype(dtype)
 
 
 class RMSNorm(nnx.Module):

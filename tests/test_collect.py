@@ -12,7 +12,7 @@ import pytest
 
 import r2jax
 from r2jax.config import ModelConfig
-from r2jax.denoise import AFTER_EOS
+from r2jax.trace import AFTER_EOS
 from tests import tiny_checkpoint as tiny
 from train import collect, prompts, select
 from train.data import read_corpus, take
@@ -37,6 +37,8 @@ def words(checkpoint: Path, questions: Path, output: Path, *more: str) -> list[s
     return [
         *("--checkpoint", str(checkpoint), "--prompts", str(questions), "--dtype", "float32"),
         *("--answer-column", "answer", "--candidates", "2", "--gen-length", "16"),
+        # A random model's probabilities are near 1 / 304: thresholds at which the rules fire.
+        *("--spatial-threshold", "0.004", "--temporal-threshold", "0.004", "--temporal-steps", "2"),
         *("--block-length", "8", "--output", str(output), *more),
     ]
 
@@ -61,9 +63,16 @@ def test_candidates(checkpoint: Path, questions: Path, tmp_path: Path, monkeypat
         assert row["r_temporal"] == actual["temporal"]
         assert row["r_total"] == row["r_spatial"] + row["r_temporal"]
         assert row["correct"] is False and row["reference"].startswith("so ####")
+        assert row["ended"] is (len(row["tokens"]) < 16)
         at = row["decoded_at"]
         assert len(at) == len(row["tokens"])
         assert not at or 0 <= min(at) <= max(at) < row["nfe"]
+
+    assert any(row["r_spatial"] for row in rows) and any(row["r_temporal"] for row in rows)
+    assert any(max(row["decoded_at"], default=0) > 0 for row in rows)
+    three = tmp_path / "three.jsonl"
+    collect.main(words(checkpoint, questions, three, "--candidates", "3", "--trajectory"))
+    assert [row for row in read(three) if row["candidate"] < 2] == rows  # whatever K is
 
     cut = tmp_path / "cut.jsonl"
     append, appended = r2jax.Journal.append, []
@@ -102,10 +111,12 @@ def candidate(index: int, number: int, r_total: int, nfe: int, correct: bool | N
     tokens = [20 + number] * (3 + number)
     return {
         "prompt_index": index, "candidate": number, "prompt": QUESTIONS[index], "tokens": tokens,
-        "reference": "7", "r_total": r_total, "nfe": nfe, "correct": correct,
+        "text": TEXTS[number], "ended": True, "reference": "7", "r_total": r_total, "nfe": nfe,
+        "correct": correct,
     }  # fmt: skip
 
 
+TEXTS = [tiny.make_tokenizer().decode([20 + number] * (3 + number)) for number in range(4)]
 CANDIDATES = [
     candidate(0, 0, 5, 9, True),
     candidate(1, 0, 3, 8, False),
@@ -164,7 +175,13 @@ def test_a_corpus_of_candidates(checkpoint: Path, tmp_path: Path, capsys: Any):
     select.main([str(path), "--by", "reference", *options])
     answer = np.asarray(take(read_corpus(out, sizes, 8), np.arange(2)).answer[0]).tolist()
     assert answer == [*tokenizer("7", add_special_tokens=False)["input_ids"], end, *[0] * 6]
+    cut_off = [{**row, "ended": False} for row in CANDIDATES]
+    path.write_text("".join(json.dumps(row) + "\n" for row in cut_off))
     select.main([str(path), *options[:2], "--gen-length", "4", "--output", str(out)])
+    with pytest.raises(ValueError, match="is no corpus; it is not replaced"):
+        select.main([str(path), *options[:2], "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="are not of this tokenizer"):
+        select.main([str(path), "--output", str(out)])
     assert (
         np.asarray(take(read_corpus(out, sizes, 4), np.arange(2)).answer).tolist() == [[21] * 4] * 2
     )

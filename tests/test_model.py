@@ -99,3 +99,14 @@ def test_float32_asks_for_full_precision_in_every_product():
         )  # refresh and block step: nine a layer, and the head
         highest = ["HIGHEST, HIGHEST" in line for line in products]
         assert all(highest) if dtype == jnp.float32 else not any(highest)
+
+
+def test_weights_that_were_cast_compute_in_their_dtype():
+    """As training casts its float32 masters: no product falls back to the dtype of the making."""
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), model())
+    program = jax.make_jaxpr(lambda network, tokens: network(tokens))(half, TOKENS)
+    found = [
+        v.aval.dtype for e in program.eqns if e.primitive.name == "dot_general" for v in e.invars
+    ]
+    assert half(TOKENS).dtype == jnp.bfloat16
+    assert found and set(found) == {jnp.dtype(jnp.bfloat16)}

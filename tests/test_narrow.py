@@ -125,8 +125,8 @@ def test_gated_mlp(kind: Any):
     )
 
 
-def model(kind: Any) -> r2jax.Transformer:
-    config = dataclasses.replace(CONFIG, num_layers=2)
+def model(kind: Any, bias: bool) -> r2jax.Transformer:
+    config = dataclasses.replace(CONFIG, num_layers=2, qkv_bias=bias)
     return random_model(config, jnp.bfloat16, quantize=kind, fused=True)
 
 
@@ -172,7 +172,7 @@ def test_a_block_step_on_these_kernels(
 
         return np.asarray(run(network), np.float32)
 
-    ours = step(model(kind))
+    ours = step(model(kind, shift))
     counts = {name: called.count(name) for name in set(called)}
     assert counts == {
         "block_attention": 2,
@@ -182,7 +182,7 @@ def test_a_block_step_on_these_kernels(
         "gated_mlp": 2,
     }
     monkeypatch.setattr(kernels, "available", lambda: False)
-    theirs, wide = step(model(kind)), step(model(None))
+    theirs, wide = step(model(kind, shift)), step(model(None, shift))
     assert ours.shape == theirs.shape == wide.shape == (1, 16, 128)
     error, bound = (np.linalg.norm(y - wide) / np.linalg.norm(wide) for y in (ours, theirs))
     assert 0 < bound < {"int8": 0.1, "fp8": 0.4}[kind]
@@ -190,16 +190,26 @@ def test_a_block_step_on_these_kernels(
 
 
 def test_what_they_are_not_for(called: list[str]):
-    def run(rows: int = 1, dtype: Any = jnp.bfloat16, fused: bool = True, **changes: Any) -> list:
+    def run(
+        rows: int = 1,
+        dtype: Any = jnp.bfloat16,
+        fused: bool = True,
+        mesh: Any = None,
+        wanted: int = 16,
+        **changes: Any,
+    ) -> list[str]:
         called.clear()
-        config = dataclasses.replace(CONFIG, num_layers=1, **changes)
+        config = dataclasses.replace(CONFIG, **{"num_layers": 1, **changes})
         network = nnx.eval_shape(
             lambda: r2jax.Transformer(
-                config, dtype=dtype, fused=fused, quantize="int8", rngs=nnx.Rngs(0)
+                config, dtype=dtype, fused=fused, quantize="int8", mesh=mesh, rngs=nnx.Rngs(0)
             )
         )
         tokens = jnp.zeros((rows, 16), jnp.int32)
-        jax.eval_shape(lambda n: n.hidden(tokens, tokens, jnp.full(rows, 16)), network)
+        lengths = jnp.full(rows, 16)
+        jax.eval_shape(
+            lambda n: n.hidden(tokens, tokens, lengths, wanted=lambda x: x[:, :wanted]), network
+        )
         return sorted(set(called))
 
     assert run() == ["gated_mlp", "product", "quantize_tokens", "residual_norm"]
@@ -208,3 +218,7 @@ def test_what_they_are_not_for(called: list[str]):
     assert run(hidden_size=192) == []
     assert run(dtype=jnp.float32) == []
     assert run(fused=False) == []  # laid out for training
+    assert run(mesh=r2jax.make_mesh(data=1, tensor=1, devices=jax.devices()[:1])) == []
+    # Where the last layer computes fewer tokens, it may be one that they are not for.
+    run(num_layers=2, wanted=12)
+    assert called.count("product") == 3 + 1  # q, k, v; not what follows

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import r2jax
@@ -29,10 +30,10 @@ from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import Parser, check_output, run
 from r2jax.clock import Meter, progress
 from r2jax.config import ModelConfig
-from r2jax.denoise import AFTER_EOS
 from r2jax.generate import check_config, check_prompts
-from r2jax.grading import is_correct
+from r2jax.grading import is_correct, is_correct_flexibly, last_boxed, same_latex
 from r2jax.text import check_tokenizer, decode_answers, encode, with_ends
+from r2jax.trace import AFTER_EOS
 from train.prompts import Prompt, read_prompts
 
 # The paper's: temperature 0.7, both thresholds 0.8, for Dream 0.85 and nucleus 0.9.
@@ -45,7 +46,21 @@ COLLECTION: dict[str, dict[str, Any]] = {
         "temporal_threshold": 0.85,
     },
 }
-GRADERS: dict[str, Callable[[str, str], bool]] = {"number": is_correct}
+_THRESHOLDS = ("spatial_threshold", "temporal_threshold")
+
+
+def _same_box(text: str, reference: str) -> bool:
+    """Whether the last box is written like the reference's, or like the bare reference."""
+    wanted, found = last_boxed(reference) or reference, last_boxed(text)
+    return found is not None and same_latex(found, wanted)
+
+
+# "#### N"; the last number of all, as lm-eval's flexible match; the last box of LaTeX.
+GRADERS: dict[str, Callable[[str, str], bool]] = {
+    "number": is_correct,
+    "flexible": is_correct_flexibly,
+    "boxed": _same_box,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -57,7 +72,10 @@ def main(argv: list[str] | None = None) -> None:
     grade = _grader(args.grader, prompts, args.prompts)
     directory = resolve(args.checkpoint)
     sizes = open_checkpoint(directory).config
-    defaults = {**r2jax.generation_defaults(args.checkpoint), **COLLECTION[sizes.model_type]}
+    collection = COLLECTION[sizes.model_type]
+    if args.task is not None:  # has thresholds of its own
+        collection = {k: v for k, v in collection.items() if k not in _THRESHOLDS}
+    defaults = {**r2jax.generation_defaults(args.checkpoint), **collection}
     config = options.decode_config(args, defaults, sizes.model_type)
     check_config(config, sizes)
     with progress(f"loading {args.checkpoint}"):
@@ -99,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             "reference": prompt.reference,
             "text": text,
             "tokens": tokens,
+            "ended": len(tokens) < config.gen_length,
             "correct": None if grade is None else grade(text, prompt.reference or ""),
             "nfe": int(batch.output.nfe[i]),
             "refreshes": int(batch.output.refreshes[i]),
@@ -120,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
                 repeated,
                 stopping,
                 batch_size=args.batch_size,
-                key=jax.random.key(args.seed),
+                key=_keys(args.seed, len(prompts), args.candidates),
                 skip=done,
                 trace=args.trajectory,
             )
@@ -146,6 +165,13 @@ def main(argv: list[str] | None = None) -> None:
                     )
         journal.finish()
     print(f"wrote {args.output}: {count} candidates of {len(prompts)} prompts", file=sys.stderr)
+
+
+def _keys(seed: int, prompts: int, candidates: int) -> jax.Array:
+    """A key a row: of the prompt's index and the candidate's number, whatever their numbers."""
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    of_prompts = fold(jax.random.key(seed), jnp.arange(prompts))
+    return jax.vmap(fold, in_axes=(0, None))(of_prompts, jnp.arange(candidates)).reshape(-1)
 
 
 def decoded_at(batch: Batch, row: int, mask_id: int) -> list[int]:
@@ -210,6 +236,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    options.check_seed(args.seed)
     if args.grader is None:
         args.grader = "none" if args.answer_column is None else "number"
     check_output(args.output)

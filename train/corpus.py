@@ -23,7 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from r2jax.cli import Parser, run
-from train.data import save_corpus
+from train.data import check_place, save_corpus
 from train.gsm8k import read_gsm8k
 from train.problems import problem
 from train.tokenizer import END, MASK, TURN_END, chat_prompt
@@ -186,6 +186,8 @@ def main() -> None:
         aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
         aside.rename(arguments.out)
         return
+    check_place(arguments.out)
+    arguments.out.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_corpus(
         arguments.out,
         arguments.rows,

@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,14 +86,30 @@ def take(corpus: Corpus, rows: Int[Array, " B"] | np.ndarray) -> Batch:
     )
 
 
+def check_place(directory: Path) -> None:
+    """Refuse, with a ValueError, to put a corpus where something else stands."""
+    if directory.exists() and not (directory / "prompt_length.npy").is_file():
+        raise ValueError(f"{directory} exists and is no corpus; it is not replaced")
+    if not directory.absolute().name:
+        raise ValueError(f"{directory} is no name for a directory")
+
+
 def save_corpus(
     directory: Path,
     tokens: np.ndarray,
     prompt_length: np.ndarray,
     length: np.ndarray,
     meta: dict[str, Any],
+    selected: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Write a corpus; the directory appears, instead of an older one, when it is complete."""
+    """Write a corpus; the directory appears, instead of an older corpus, when it is complete.
+
+    `selected`, if any, are what the rows were made of; they are kept as selected.jsonl.
+
+    Raises:
+      ValueError: the directory exists and is no corpus.
+    """
+    check_place(directory)
     aside = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -100,6 +117,9 @@ def save_corpus(
     np.save(aside / "prompt_length.npy", prompt_length)
     np.save(aside / "length.npy", length)
     (aside / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+    if selected:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in selected]
+        (aside / "selected.jsonl").write_text("".join(lines), encoding="utf-8")
     shutil.rmtree(directory, ignore_errors=True)
     aside.rename(directory)
 

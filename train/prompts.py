@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import glob
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +49,8 @@ def read_prompts(
     for i, row in enumerate(data):
         fields: dict[str, Any] = dict(row)
         for name in wanted:
+            if isinstance(fields[name], (int, float)) and name == answer_column:
+                fields[name] = str(fields[name])  # a bare number, as a CSV's are read
             if not isinstance(fields[name], str) or not fields[name].strip():
                 raise ValueError(f"{source}, row {i}: {name} must be a text, got {fields[name]!r}")
         answer = None if answer_column is None else fields[answer_column]
@@ -65,12 +70,16 @@ def _load(source: str, split: str) -> Any:
     if kind is not None:
         if not path.is_file():
             raise ValueError(f"{source}: there is no such file")
-        name, options = kind, {"data_files": str(path), "split": "train"}
+        # The name as it is, not as a pattern; and what is in the file now, not what was there once.
+        name, options = kind, {"data_files": glob.escape(str(path)), "split": "train"}
+        options |= {"cache_dir": tempfile.mkdtemp(), "keep_in_memory": True}
     else:
         name, _, config = source.partition(":")
         options = {"name": config or None, "split": split}
     try:
         return datasets.load_dataset(name, **options)
     except Exception as error:  # the hub's client, the readers: anything
-        first = str(error).strip().partition("\n")[0]
+        first = str(error.__cause__ or error).strip().partition("\n")[0]
         raise ValueError(f"{source} cannot be read: {type(error).__name__}: {first}") from error
+    finally:
+        shutil.rmtree(options.get("cache_dir", ""), ignore_errors=True)

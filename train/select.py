@@ -23,10 +23,12 @@ import r2jax
 from r2jax.checkpoint import open_checkpoint, resolve
 from r2jax.cli import Parser, run
 from r2jax.text import CHATS, check_tokenizer, encode
-from train.data import save_corpus
+from train.data import check_place, save_corpus
 
 By = Literal["min", "max", "random", "reference"]
-_FIELDS = ("prompt_index", "candidate", "prompt", "tokens", "r_total", "nfe")
+_FIELDS = (
+    "prompt_index", "candidate", "prompt", "text", "tokens", "ended", "correct", "r_total", "nfe",
+)  # fmt: skip
 
 
 def read_candidates(path: Path) -> list[dict[str, Any]]:
@@ -42,8 +44,9 @@ def read_candidates(path: Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except ValueError:
-                row = {}
-            if absent := [name for name in _FIELDS if name not in row]:
+                row = None
+            fields = row if isinstance(row, dict) else {}
+            if absent := [name for name in _FIELDS if name not in fields]:
                 raise ValueError(
                     f"{path}, line {i}: no candidate of train.collect: it lacks {', '.join(absent)}"
                 )
@@ -81,11 +84,14 @@ def select(
 
 def tokenized(
     chosen: list[dict[str, Any]], by: By, tokenizer: Any, end: int, gen_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Rows [n, width] padded with zeros, the lengths of prompts and of rows, and how many answers
-    were too long for `gen_length` tokens and left out.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Rows [n, width] padded with zeros, the lengths of prompts and of rows, and what the rows were
+    made of: answers of more than `gen_length` tokens are left out.
 
-    An answer is followed by `end`, unless it fills all of `gen_length`: then it never ended.
+    An answer is followed by `end`, unless it was cut off before it ended.
+
+    Raises:
+      ValueError: the tokens are not the tokenizer's.
     """
     prompts = encode(tokenizer, [row["prompt"] for row in chosen])
     if by == "reference":
@@ -93,10 +99,15 @@ def tokenized(
         answers = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
         answers = [[*answer, end] for answer in answers]
     else:
-        answers = [row["tokens"] for row in chosen]
-        answers = [a if len(a) >= gen_length else [*a, end] for a in answers]
-    pairs = list(zip(prompts, answers, strict=True))
-    pairs = [(prompt, answer) for prompt, answer in pairs if 0 < len(answer) <= gen_length]
+        for row in chosen:
+            if tokenizer.decode(row["tokens"], skip_special_tokens=True) != row["text"]:
+                raise ValueError(
+                    f"prompt {row['prompt_index']}, candidate {row['candidate']}: its tokens are "
+                    "not of this tokenizer; --checkpoint must be what was collected from"
+                )
+        answers = [[*row["tokens"], end] if row["ended"] else row["tokens"] for row in chosen]
+    fit = [0 < len(answer) <= gen_length for answer in answers]
+    pairs = [p for p, good in zip(zip(prompts, answers, strict=True), fit, strict=True) if good]
     width = max((len(prompt) + len(answer) for prompt, answer in pairs), default=0)
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     tokens = np.zeros((len(pairs), width), dtype)
@@ -105,7 +116,7 @@ def tokenized(
         row[len(prompt) : len(prompt) + len(answer)] = answer
     prompt_length = np.array([len(prompt) for prompt, _ in pairs], np.int32)
     length = np.array([len(prompt) + len(answer) for prompt, answer in pairs], np.int32)
-    return tokens, prompt_length, length, len(chosen) - len(pairs)
+    return tokens, prompt_length, length, [r for r, good in zip(chosen, fit, strict=True) if good]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,6 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="directory")
     args = parser.parse_args(argv)
 
+    check_place(args.output)
+    if args.gen_length is not None and args.gen_length < 1:
+        raise ValueError(f"--gen-length must be at least 1, got {args.gen_length}")
     directory = resolve(args.checkpoint, weights=False)
     sizes = open_checkpoint(resolve(args.checkpoint)).config
     tokenizer = r2jax.load_tokenizer(directory)
@@ -136,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     vocabulary = tokenizer.get_vocab()
     turns = (vocabulary[chat.end_of_turn] for chat in CHATS if chat.end_of_turn in vocabulary)
     end = next(turns, sizes.eos_id)
-    tokens, prompt_length, length, too_long = tokenized(chosen, args.by, tokenizer, end, gen_length)
+    tokens, prompt_length, length, kept = tokenized(chosen, args.by, tokenizer, end, gen_length)
     if not len(tokens):
         raise ValueError(f"{args.candidates}: no prompt has a candidate that is fit")
     meta = {
@@ -147,18 +161,14 @@ def main(argv: list[str] | None = None) -> None:
         "seed": args.seed,
         "candidates": args.candidates.name,
     }
-    save_corpus(args.output, tokens, prompt_length, length, meta)
-    with (args.output / "selected.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
-    _report(rows, chosen, too_long, args.output)
+    save_corpus(args.output, tokens, prompt_length, length, meta, kept)
+    _report(rows, kept, len(chosen), args.output)
 
 
-def _report(
-    rows: list[dict[str, Any]], chosen: list[dict[str, Any]], too_long: int, out: Path
-) -> None:
+def _report(rows: list[dict[str, Any]], kept: list[dict[str, Any]], chosen: int, out: Path) -> None:
     prompts = len({row["prompt_index"] for row in rows})
     table = Table("", "candidates", "R_total", "NFE", "right %")
-    for name, part in (("all", rows), ("chosen", chosen)):
+    for name, part in (("all", rows), ("chosen", kept)):
         verdicts = [row["correct"] for row in part if row.get("correct") is not None]
         table.add_row(
             name,
@@ -170,8 +180,8 @@ def _report(
     console = Console(width=100, highlight=False)
     console.print(table)
     console.print(
-        f"wrote {out}: {len(chosen) - too_long} rows of {prompts} prompts "
-        f"({prompts - len(chosen)} had no candidate that is fit, {too_long} answers were too long)",
+        f"wrote {out}: {len(kept)} rows of {prompts} prompts ({prompts - chosen} had no candidate "
+        f"that is fit, {chosen - len(kept)} answers were too long)",
         soft_wrap=True,
     )
 
