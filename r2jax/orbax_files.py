@@ -30,6 +30,7 @@ def open_tensors(directory: Path) -> dict[str, Tensor]:
     Raises:
       CheckpointError: orbax cannot read the directory.
     """
+    directory = directory.absolute()  # orbax finds nothing under a relative path
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             metadata = checkpointer.metadata(directory).item_metadata.tree

@@ -121,6 +121,14 @@ def test_orbax_reads_a_saved_model_without_us(tmp_path: Path) -> None:
     )
 
 
+def test_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Orbax finds nothing under one."""
+    monkeypatch.chdir(tmp_path)
+    model = load(GOLDEN / "tiny-a")
+    save(model, "saved")
+    assert_same(model, load("saved"))
+
+
 def test_a_trained_model_is_saved_with_its_files(tmp_path: Path) -> None:
     config = (GOLDEN / "tiny-a" / "config.json").read_bytes()
     mesh = make_mesh(fsdp=2, tensor=4)
