@@ -277,7 +277,9 @@ class R2JaxLM(TemplateLM):
         )
 
     def _loglikelihood_tokens(self, requests: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError("`loglikelihood` does it")
+        """lm-eval's base class wants the method, but only its own `loglikelihood` calls it, which
+        is replaced above."""
+        raise AssertionError("not reached: `loglikelihood` scores text itself")
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """lm-eval's, which moves blanks from the end of a context to the answer. Without a context

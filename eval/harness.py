@@ -183,8 +183,7 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < least:
             name = option.replace("_", "-")
             raise ValueError(f"--{name} must be at least {least}, got {value}")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"--seed must be between 0 and 2^32 - 1, got {args.seed}")
+    options.check_seed(args.seed)
     directory = Path(args.output_dir).absolute()
     if (directory.exists() and not directory.is_dir()) or not directory.parent.is_dir():
         raise ValueError(f"--output-dir {args.output_dir!r}: there can be no such directory")

@@ -29,7 +29,7 @@ from r2jax.kernels import NARROW, PROGRAMS, plt
 from r2jax.quantize import SMALLEST, TOP, Narrow, sums_of
 
 # What a program takes of each weight per step, best of six tried on an H200 for 16-bit weights,
-# of eight for 8-bit ones. (On weights widened to 16 bits in front of the tensor cores the gated MLP
+# of five for 8-bit ones. (On weights widened to 16 bits in front of the tensor cores the gated MLP
 # took 48 µs at best, on 8-bit activations 29; with a scale for every 64 or 128 features of a token
 # a layer took 193 and 130 µs, since the sums then leave the tensor cores at every step.)
 ROWS, COLUMNS = 128, 64
@@ -78,7 +78,8 @@ def _chunk(features: int) -> int:
 
 
 def _rounded(chunks: Sequence[Array], dtype: DTypeLike) -> tuple[list[Array], Array]:
-    """Inside a kernel: a token's float32 features in 8 bits, as `quantize_rows` does."""
+    """Inside a kernel: a token's float32 features in 8 bits, as `quantize_rows` does, but
+    that a half goes up and not to even."""
     top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(y)) for y in chunks])
     scale = jnp.maximum(top / TOP[np.dtype(dtype)], SMALLEST)
     values = [y / scale for y in chunks]
